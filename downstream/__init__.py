@@ -1,0 +1,1 @@
+"""SUPERB tasks, one module each."""
