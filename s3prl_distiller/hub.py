@@ -1,0 +1,55 @@
+"""The s3prl hub: made importable on today's torchaudio, and our upstreams registered in it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+UPSTREAMS = ("distiller",)
+
+
+def load_hub() -> types.ModuleType:
+    """Import ``s3prl.hub``.
+
+    s3prl 0.4.18 asks torchaudio, while it is imported, for two things that torchaudio 2.9 dropped. What s3prl's
+    upstreams need of them is nothing, so stand-ins that fail when called let it import.
+    """
+    import torchaudio
+
+    if not hasattr(torchaudio, "set_audio_backend"):
+        # s3prl calls this at import time, where choosing a backend has no meaning any more.
+        torchaudio.set_audio_backend = lambda backend=None: None  # pyright: ignore[reportAttributeAccessIssue]
+    if importlib.util.find_spec("torchaudio.sox_effects") is None and "torchaudio.sox_effects" not in sys.modules:
+        stand_in = types.ModuleType("torchaudio.sox_effects", "Stands in for what torchaudio 2.9 removed.")
+        for name in ("apply_effects_tensor", "apply_effects_file", "effect_names", "init_sox_effects"):
+            setattr(stand_in, name, _gone(f"torchaudio.sox_effects.{name}"))
+        sys.modules[stand_in.__name__] = stand_in
+        torchaudio.sox_effects = stand_in  # pyright: ignore[reportAttributeAccessIssue]
+    return importlib.import_module("s3prl.hub")
+
+
+def register() -> list[str]:
+    """Put the entries of our upstreams into ``s3prl.hub``, in the place of s3prl's own where names agree.
+
+    Returns the registered names. Calling it again changes nothing.
+    """
+    hub = load_hub()
+    names = []
+    for upstream in UPSTREAMS:
+        module = importlib.import_module(f"s3prl_distiller.upstream.{upstream}.hubconf")
+        for name, entry in vars(module).items():
+            if isinstance(entry, types.FunctionType) and not name.startswith("_"):
+                setattr(hub, name, entry)
+                names.append(name)
+    return names
+
+
+def _gone(name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"{name} was removed in torchaudio 2.9, and what called it cannot run on today's torchaudio")
+
+    return call

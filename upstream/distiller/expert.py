@@ -1,0 +1,86 @@
+"""The student behind s3prl's upstream interface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from s3prl.upstream.interfaces import UpstreamBase
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .frontend import valid_mask
+from .model import DistillerModel
+from .student import load_student
+
+
+class UpstreamExpert(UpstreamBase):
+    """A drop-in for s3prl's distiller expert, whose features do not depend on what an utterance is batched with.
+
+    Args:
+        ckpt: whatever :func:`~s3prl_distiller.upstream.distiller.student.load_student` reads.
+        model_config: a YAML file of s3prl's expert options; ``load_pretrain`` and ``no_grad`` are heeded.
+
+    Raises:
+        ValueError: the checkpoint cannot be read.
+    """
+
+    def __init__(self, ckpt: str | os.PathLike, model_config: str | os.PathLike | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        options = {} if model_config is None else yaml.safe_load(Path(model_config).read_text(encoding="utf-8"))
+        model = load_student(ckpt)
+        self.model = model if _flag(options, "load_pretrain", True) else DistillerModel(model.config)
+        self.no_grad = _flag(options, "no_grad", False)
+
+    def get_downsample_rates(self, key: str = "hidden_states") -> int:
+        """Samples at 16 kHz for one frame of any of the features: 320 for HuBERT's front end."""
+        return self.model.config.downsample_rate
+
+    def forward(self, wavs: Sequence[Tensor], no_pred: bool = False) -> dict[str, Any]:
+        """Features of some utterances.
+
+        Args:
+            wavs: waveforms (samples,) at 16 kHz, of any lengths from one frame (400 samples) up.
+            no_pred: leave out the prediction heads, which downstream tasks of SUPERB do without.
+
+        Returns:
+            ``hidden_states``: the front end's projection, each layer, each prediction, all (B, T, D);
+            ``last_hidden_state``: the last of them, None without predictions (of a student that has no heads: the
+            encoder's output); ``paper``: the last layer, which DistilHuBERT's SUPERB figures use; ``pad_mask``: (B, T)
+            float, 1 for content.
+
+        Raises:
+            ValueError: an utterance is shorter than one frame, or not one-dimensional.
+        """
+        for index, wav in enumerate(wavs):
+            if wav.dim() != 1:
+                raise ValueError(f"utterance {index} has shape {tuple(wav.shape)}: pass waveforms of shape (samples,)")
+        lengths = torch.tensor([len(wav) for wav in wavs])
+        batch = pad_sequence([wav.float() for wav in wavs], batch_first=True)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.no_grad):
+            out = self.model(batch, lengths, predict=not no_pred)
+        predictions = [] if out.predictions is None else list(out.predictions.unbind(1))
+        hidden_states = [out.projected, *out.hidden_states, *predictions]
+        mask = valid_mask(out.frames, out.features.shape[1], batch.device)
+        if mask is None:
+            mask = torch.ones(out.features.shape[:2], dtype=torch.bool, device=batch.device)
+        mask = mask.repeat_interleave(len(out.projected) // len(mask), 0)
+        if self.model.config.n_tasks == 0:
+            last = out.output
+        else:
+            last = None if no_pred else hidden_states[-1]
+        return {
+            "hidden_states": hidden_states,
+            "last_hidden_state": last,
+            "paper": out.hidden_states[-1] if out.hidden_states else out.output,
+            "pad_mask": mask.float(),
+        }
+
+
+def _flag(options: dict[str, Any], key: str, default: bool) -> bool:
+    """s3prl writes these as the strings "True" and "False"."""
+    return str(options.get(key, default)).lower() in ("true", "yes", "1", "on")
