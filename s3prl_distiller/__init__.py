@@ -1,7 +1,7 @@
 """Distil speech self-supervised teachers into small students, as an s3prl plugin.
 
-In a checkout the folders ``upstream/``, ``downstream/`` and ``config/`` lie beside this package; once installed they are
-its sub-packages. Adding the checkout's root to ``__path__`` gives both the same import names.
+In a checkout the folders ``upstream/``, ``downstream/`` and ``config/`` lie beside this package; once installed they
+are its sub-packages. Adding the checkout's root to ``__path__`` gives both the same import names.
 """
 
 from pathlib import Path as _Path

@@ -128,9 +128,8 @@ def check_weights(weights: Mapping[str, Tensor], model: torch.nn.Module, source:
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     problems = [f"lacks {name}" for name in expected if name not in found]
     problems += [f"has {name}, which the model has not" for name in found if name not in expected]
-    problems += [
-        f"{name} is {found[name]} and not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
-    ]
+    other = [name for name, shape in expected.items() if found.get(name, shape) != shape]
+    problems += [f"{name} is {found[name]} and not {expected[name]}" for name in other]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"{source} is a checkpoint of another model: it {'; '.join(problems[:3])}{more}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -23,11 +24,13 @@ def load_hub() -> types.ModuleType:
     if not hasattr(torchaudio, "set_audio_backend"):
         # s3prl calls this at import time, where choosing a backend has no meaning any more.
         torchaudio.set_audio_backend = lambda backend=None: None  # pyright: ignore[reportAttributeAccessIssue]
-    if importlib.util.find_spec("torchaudio.sox_effects") is None and "torchaudio.sox_effects" not in sys.modules:
-        stand_in = types.ModuleType("torchaudio.sox_effects", "Stands in for what torchaudio 2.9 removed.")
-        for name in ("apply_effects_tensor", "apply_effects_file", "effect_names", "init_sox_effects"):
-            setattr(stand_in, name, _gone(f"torchaudio.sox_effects.{name}"))
-        sys.modules[stand_in.__name__] = stand_in
+    name = "torchaudio.sox_effects"
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        stand_in = types.ModuleType(name, "Stands in for what torchaudio 2.9 removed.")
+        stand_in.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        for function in ("apply_effects_tensor", "apply_effects_file", "effect_names", "init_sox_effects"):
+            setattr(stand_in, function, _gone(f"{name}.{function}"))
+        sys.modules[name] = stand_in
         torchaudio.sox_effects = stand_in  # pyright: ignore[reportAttributeAccessIssue]
     return importlib.import_module("s3prl.hub")
 

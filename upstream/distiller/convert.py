@@ -1,7 +1,7 @@
 """Pure converters between the forms in which models of the wav2vec 2.0 family come.
 
-Hugging Face's ``HubertModel``, ``Wav2Vec2Model`` and ``Data2VecAudioModel`` and fairseq's (s3prl's) models hold the same
-numbers under other names. Each converter takes a config and a state dict and returns ours; equal outputs are the test.
+Hugging Face's ``HubertModel``, ``Wav2Vec2Model`` and ``Data2VecAudioModel`` and fairseq's (s3prl's) models hold the
+same numbers under other names. Each converter takes a config and a state dict and returns ours; equal outputs are the test.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def same_length_conv(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    """Convolution over (B, D, T) that keeps T: padded by half the kernel, one frame dropped where the kernel is even."""
+    """Convolution over (B, D, T) that keeps T: padded by half the kernel, a frame dropped where the kernel is even."""
     kernel = weight.shape[-1]
     return F.conv1d(x, weight, bias, padding=kernel // 2, groups=groups)[..., : x.shape[-1]]
 

@@ -1,6 +1,6 @@
 """Convolutional front end: waveform in, frames out, with nothing leaking in from padding.
 
-The architecture is that of wav2vec 2.0 (Baevski et al., 2020, arXiv 2006.11477), shared by HuBERT, XLSR and data2vec-audio.
+The architecture is that of wav2vec 2.0 (Baevski et al., 2020, arXiv 2006.11477), shared by HuBERT, XLSR and data2vec.
 Parameter names are fairseq's, which s3prl uses too.
 """
 
@@ -49,7 +49,7 @@ def parse_conv_layers(text: str) -> list[ConvLayer]:
         ) from None
     if not layers or any(len(layer) != 3 or any(not isinstance(n, int) or n < 1 for n in layer) for layer in layers):
         raise ValueError(
-            f"extractor_conv_feature_layers={text!r} needs three positive whole numbers (channels, kernel, stride) a layer"
+            f"extractor_conv_feature_layers={text!r} needs three whole numbers above 0 (channels, kernel, stride) a layer"
         )
     return layers
 
@@ -125,7 +125,7 @@ class GroupNormOverTime(nn.Module):
 
 
 class ChannelLayerNorm(nn.Sequential):
-    """Layer normalisation over the channels of (B, C, T); nested so that its weights are named ``2.1`` as in fairseq."""
+    """Layer normalisation over the channels of (B, C, T), nested so that its weights are named as in fairseq."""
 
     def __init__(self, channels: int):
         super().__init__(nn.Identity(), nn.LayerNorm(channels))

@@ -26,8 +26,8 @@ def load_student(source: str | os.PathLike) -> DistillerModel:
     """Rebuild a student from the config saved with its weights.
 
     Args:
-        source: a ``.ckpt`` in s3prl's form; a folder in ours (``model.safetensors`` and ``config.json``); a Hugging Face
-            folder, or the id of one on its hub.
+        source: a ``.ckpt`` in s3prl's form; a folder in ours (``model.safetensors`` and ``config.json``); a Hugging
+            Face folder, or the id of one on its hub.
 
     Raises:
         ValueError: there is nothing at ``source``, or it is damaged or of another model.

@@ -1,0 +1,64 @@
+"""What every command shares: logging, and errors that a user can act on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+_FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+
+
+class _AboveTheBar(logging.Handler):
+    """Writes log lines to stderr without tearing the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command with logging to stderr.
+
+    Returns its exit status; 2 with one line on stderr where the user can mend what is wrong (ValueError); 130 after
+    Ctrl-C.
+    """
+    handler = _AboveTheBar()
+    handler.setFormatter(_FORMAT)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("s3prl_distiller").setLevel(logging.INFO)
+    _quiet_libraries()
+    try:
+        return command()
+    except ValueError as error:
+        if type(error).__module__.startswith("s3prl_distiller") or type(error) is ValueError:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            logging.getLogger(__name__).debug("", exc_info=True)
+            return 2
+        raise
+    except KeyboardInterrupt:
+        tqdm.write("stopped", file=sys.stderr)
+        return 130
+
+
+def log_to(path: Path) -> None:
+    """Log to a file as well, after what it holds already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_FORMAT)
+    logging.getLogger().addHandler(handler)
+
+
+def _quiet_libraries() -> None:
+    """Silence what libraries say about themselves and a user of ours can do nothing about."""
+    logging.getLogger("s3prl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="s3prl")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

@@ -1,0 +1,189 @@
+"""``run_pretrain.py -u distiller``: from words on the command line to a distilled student."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import logging
+import random
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from s3prl_distiller import registry, report, settings
+from s3prl_distiller.engine import estimate, newest_checkpoint, train
+
+from .common import log_to, run_command
+
+log = logging.getLogger(__name__)
+
+QUICKSTART = """\
+Nothing was said about a teacher or data, so this is the quick start: the bundled 12-layer teacher hubert_nano is
+distilled into a 2-layer student on the bundled synthetic speech. To distil your own teacher on your own audio:
+    python run_pretrain.py -u distiller -n NAME --teacher HUB_NAME_OR_FOLDER --data FOLDER_OF_AUDIO
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options, with s3prl's letters."""
+    p = argparse.ArgumentParser(
+        prog="run_pretrain.py",
+        description="Distil a speech model into a small student.",
+        epilog="Without a config, teacher or data it runs the bundled quick start.",
+    )
+    add = p.add_argument
+    add("-u", "--upstream", required=True, metavar="NAME", help="what to train: distiller")
+    add("-g", "--upstream_config", metavar="YAML", help="student and teacher: a file, or a bundled name")
+    add("-c", "--config", metavar="YAML", help="runner, optimizer, data: a file, or a bundled name")
+    add("-n", "--expname", metavar="NAME", help="results go to result/pretrain/NAME")
+    add("-p", "--expdir", metavar="DIR", type=Path, help="results go to DIR")
+    start = p.add_mutually_exclusive_group()
+    start.add_argument("-a", "--auto_resume", action="store_true", help="go on from the newest checkpoint, if any")
+    start.add_argument(
+        "-e",
+        "--past_exp",
+        metavar="CKPT",
+        type=Path,
+        help="go on with that run (its folder or newest checkpoint); with -n or -p start a new run from its weights",
+    )
+    add(
+        "-o",
+        "--override",
+        metavar="KEY=VALUE,...",
+        action="append",
+        default=[],
+        help="settings over those of files, such as runner.total_steps=3",
+    )
+    add("--teacher", metavar="NAME", help="s3prl hub name, checkpoint file or Hugging Face folder")
+    add("--data", metavar="PATH", help="folder of audio, CSV or JSONL manifest, lhotse cuts or Shar folder")
+    add("--seed", type=int, metavar="N", help="of every random choice (default 1337)")
+    add("--device", metavar="NAME", help="cuda or cpu (default: cuda if there is one)")
+    add("--dry-run", action="store_true", help="check everything, run one step, estimate the whole run")
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0; 2 after a mistake in what was asked for; 130 after Ctrl-C, which saves first."""
+    args = parser().parse_args(arguments)
+    return run_command(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Checks come in the order in which mistakes are cheapest to find."""
+    module = registry.find("upstream", args.upstream, "pretrain_expert")
+    device = _device(args.device)
+    folder = _folder(args)
+    resume, weights = _starting_point(args, folder)
+    config, given = _config(args, module, resume)
+    if not args.dry_run:
+        log_to(folder / "run.log")
+        log.info("Results go to %s", folder)
+    _seed(config.runner.seed)
+    expert = module.build(config, given, folder, device, resume or weights)
+    if args.dry_run:
+        print(estimate(expert, config.runner, config.optimizer, folder, device))
+        return 0
+    (folder / "config.yaml").write_text(settings.to_yaml(config), encoding="utf-8")
+    outcome = train(expert, config.runner, config.optimizer, folder, device, resume)
+    if outcome.signal is not None:
+        log.info("Stopped at step %d, saved %s. The same command with -a goes on.", outcome.step, outcome.checkpoint)
+        return 130 if outcome.signal == signal.SIGINT else 0
+    print(report.write(folder, expert.describe(), outcome.checkpoint))
+    return 0
+
+
+def _quickstart(args: argparse.Namespace) -> bool:
+    return not (args.config or args.upstream_config or args.teacher or args.data or args.past_exp)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    if args.expdir is not None:
+        return args.expdir
+    if args.expname is not None:
+        return Path("result/pretrain") / args.expname
+    if args.past_exp is not None:
+        path = args.past_exp
+        return path.parent if path.name.startswith("states-") else path
+    if _quickstart(args):
+        return Path("result/pretrain/quickstart")
+    raise ValueError("give the run a name with -n NAME (results go to result/pretrain/NAME), or a folder with -p DIR")
+
+
+def _starting_point(args: argparse.Namespace, folder: Path) -> tuple[Path | None, Path | None]:
+    """The checkpoint folder to resume exactly, or the checkpoint whose weights to start from."""
+    newest = newest_checkpoint(folder)
+    if args.past_exp is not None and (args.expname or args.expdir):
+        if not args.past_exp.exists():
+            raise ValueError(f"there is no checkpoint at {args.past_exp}")
+        if newest is None and not (folder / "log.jsonl").exists():
+            return None, newest_checkpoint(args.past_exp) or args.past_exp
+    elif args.past_exp is not None:
+        if newest is None:
+            raise ValueError(
+                f"{args.past_exp} is no run that can be resumed. To start a new one from its weights, name it: -n NAME"
+            )
+        if args.past_exp.name.startswith("states-") and args.past_exp.with_suffix("").name != newest.name:
+            raise ValueError(
+                f"{args.past_exp} is not the newest checkpoint of its run, {newest}, which would be lost: resume that "
+                "one, or start a new run from these weights with -n NAME"
+            )
+        return newest, None
+    elif args.auto_resume or args.dry_run:
+        return newest if args.auto_resume else None, None
+    if newest is not None or (folder / "log.jsonl").exists():
+        raise ValueError(f"{folder} already holds a run: go on with it (-a), or choose another name (-n)")
+    return None, None
+
+
+def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -> tuple[Any, dict[str, Any]]:
+    options: dict[str, dict[str, Any]] = {}
+    if args.teacher:
+        options["teacher"] = {"model": args.teacher}
+    if args.data:
+        options["data"] = {"path": args.data}
+    if args.seed is not None:
+        options["runner"] = {"seed": args.seed}
+    files = [settings.find("pretrain", name) for name in (args.config, args.upstream_config) if name]
+    if resume is not None:
+        saved = resume.parent / "config.yaml"
+        before, _ = module.load_config([saved], {}, [])
+        again, _ = module.load_config([saved, *files], options, [])
+        for name, value in settings.differences(before, again):
+            raise ValueError(
+                f"the run was begun with another {name} than {value}: resume it as it was begun, change it on purpose "
+                f"with -o {name}=..., or start a new run with -n NAME"
+            )
+        return module.load_config([saved], {}, args.override)
+    if _quickstart(args):
+        sys.stderr.write(QUICKSTART)
+        files = [settings.bundled("pretrain", "quickstart")]
+        bundle = Path(str(importlib.resources.files("s3prl_distiller"))) / "quickstart"
+        options["teacher"] = {"model": str(bundle / "hubert_nano")}
+        options["data"] = {"path": str(bundle / "corpus" / "pretrain.jsonl")}
+    else:
+        files.insert(0, settings.bundled("pretrain", "distilhubert"))
+    return module.load_config(files, options, args.override)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name} is no device: use cuda or cpu") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no GPU that torch can use; leave it out to run on the CPU")
+    return device
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

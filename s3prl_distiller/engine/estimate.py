@@ -1,0 +1,102 @@
+"""What a run will cost, from one step of it."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from s3prl_distiller import checkpoint
+
+from .config import OptimizerConfig, RunnerConfig
+from .loop import Task, precision
+from .optimizer import build_optimizer
+
+# A first step also allocates, tunes and compiles.
+_WARM_UP, _TIMED = 1, 3
+
+
+def checkpoint_bytes(task: Task) -> int:
+    """Size of one checkpoint: the weights twice, and two moments of AdamW for each parameter."""
+    return 4 * 4 * sum(parameter.numel() for parameter in task.model.parameters())
+
+
+def check_disk(task: Task, runner: RunnerConfig, folder: Path) -> int:
+    """Bytes that the run's checkpoints will take at most.
+
+    Raises:
+        ValueError: the disk has no room for them.
+    """
+    most = min(runner.max_keep, -(-runner.total_steps // runner.save_step)) + 1
+    need = most * checkpoint_bytes(task)
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if need > free:
+        raise ValueError(
+            f"{folder} has {_gigabytes(free)} free, but {most} checkpoints (one more than runner.max_keep at the most) "
+            f"take {_gigabytes(need)}: make room, keep fewer (-o runner.max_keep=2) or choose another folder (-p)"
+        )
+    return need
+
+
+def estimate(
+    task: Task, runner: RunnerConfig, optimizer_config: OptimizerConfig, folder: Path, device: torch.device
+) -> str:
+    """Run a few steps, keep nothing of them, and say what the whole run will take.
+
+    Raises:
+        ValueError: the disk has no room for the checkpoints.
+    """
+    need = check_disk(task, runner, folder)
+    optimizer = build_optimizer(task.model, optimizer_config)
+    autocast, _ = precision(runner.precision, device)
+    batches = iter(task.get_train_dataloader(0, 0))
+    times, audio = [], []
+    for _ in range((_WARM_UP + _TIMED) * runner.gradient_accumulate_steps):
+        batch = next(batches, None)
+        if batch is None:
+            break
+        if not batch.ids:
+            continue
+        started = time.monotonic()
+        with autocast():
+            loss, _ = task(batch.to(device))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        float(loss)  # waits for the device
+        times.append(time.monotonic() - started)
+        audio.append(batch.seconds)
+    timed, heard = times[_WARM_UP:] or times, audio[_WARM_UP:] or audio
+    step = sum(timed) / len(timed) * runner.gradient_accumulate_steps
+    with tempfile.TemporaryDirectory() as place:
+        checkpoint.save_torch(task.add_state_to_save({}, 0), Path(place) / "states-0.ckpt")
+        size = (Path(place) / "states-0.ckpt").stat().st_size
+    return "\n".join(
+        [
+            "Dry run: teacher, data, student, one checkpoint and a few steps are in order.",
+            f"  a step: {step:.2f} s, {sum(heard) / sum(timed):.0f} s of audio per second on {device.type}",
+            f"  the whole run: {runner.total_steps} steps, about {_duration(step * runner.total_steps)}",
+            f"  memory at its highest: {_gigabytes(_peak(device))}",
+            f"  disk: {_gigabytes(need)} at most; a student to hand on takes {_gigabytes(size)}",
+        ]
+    )
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

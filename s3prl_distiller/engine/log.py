@@ -1,0 +1,53 @@
+"""What a run leaves to be read: a line of JSON for each log step, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+JSONL = "log.jsonl"
+
+
+class RunLog:
+    """Logs of one run.
+
+    Args:
+        folder: where ``log.jsonl`` and TensorBoard's files go.
+        step: the step that the run starts from; lines of later steps, left by a run that was killed, are dropped.
+        total_steps: of the run.
+    """
+
+    def __init__(self, folder: Path, step: int, total_steps: int):
+        path = folder / JSONL
+        kept = [line for line in read_log(path) if line["step"] <= step] if path.is_file() and step > 0 else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder), purge_step=step + 1)
+        self.bar = tqdm(total=total_steps, initial=step, desc="distilling", unit="step", dynamic_ncols=True)
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Log values of a step under ``train`` or ``valid``."""
+        line = {"kind": kind, "step": step, **{name: round(value, 6) for name, value in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self.bar.close()
+        self._file.close()
+        self._board.close()
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of ``log.jsonl``; a last one that was cut off by a crash is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,247 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_distiller import checkpoint
+
+from .config import OptimizerConfig, RunnerConfig
+from .log import RunLog
+from .optimizer import build_optimizer, learning_rate
+from .state import TRAINER, Position, restore, save_checkpoint, trainer_state
+
+log = logging.getLogger(__name__)
+
+# So many steps in a row without a finite gradient will not mend themselves.
+_MOST_SKIPPED = 20
+
+
+class Task(Protocol):
+    """What the loop needs of what is trained; the pretrain expert is one."""
+
+    model: nn.Module  # what is trained and saved
+    fingerprint: str  # of the training data
+
+    def get_train_dataloader(self, epoch: int, skip: int) -> Iterable[Any]: ...
+    def get_valid_dataloader(self) -> Iterable[Any]: ...
+    def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def add_state_to_save(self, all_states: dict[str, Any], step: int) -> dict[str, Any]: ...
+    def native_writers(self, step: int) -> dict[str, Any]: ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    signal: int | None  # that stopped it, if one did
+    checkpoint: Path
+
+
+def train(
+    task: Task,
+    runner: RunnerConfig,
+    optimizer_config: OptimizerConfig,
+    folder: Path,
+    device: torch.device,
+    resume: Path | None = None,
+) -> Outcome:
+    """Train until ``runner.total_steps`` or until SIGINT or SIGTERM, which save first.
+
+    Args:
+        task: what is trained, on ``device`` already.
+        folder: where logs and checkpoints go.
+        resume: a checkpoint folder to go on from; the task's model holds its weights already.
+
+    Raises:
+        ValueError: the data has changed since the checkpoint, the disk is full, or the gradient stays not finite.
+    """
+    optimizer = build_optimizer(task.model, optimizer_config)
+    autocast, scaler = precision(runner.precision, device)
+    position = Position()
+    if resume is not None:
+        state = checkpoint.load_torch(resume / TRAINER)
+        position = restore(state, optimizer, scaler, task.fingerprint, resume)
+    run_log = RunLog(folder, position.step, runner.total_steps)
+
+    def save() -> Path:
+        state = trainer_state(position, optimizer, scaler, task.fingerprint)
+        return save_checkpoint(folder, task, state, position.step, runner.max_keep)
+
+    saved = resume
+    with contextlib.closing(run_log), _Stop() as stop:
+        if position.step == 0:
+            _log_validation(task, autocast, device, run_log, 0)
+        meter = _Meter(position)
+        batches = _batches(task, position)
+        while position.step < runner.total_steps and stop.signal is None:
+            for _ in range(runner.gradient_accumulate_steps):
+                with meter.waiting():
+                    batch = next(batches)
+                meter.count(batch)
+                with autocast():
+                    loss, parts = task(batch.to(device))
+                scaler.scale(loss / runner.gradient_accumulate_steps).backward()
+                meter.add(loss.detach(), parts)
+            scaler.unscale_(optimizer)
+            norm = float(nn.utils.clip_grad_norm_(task.model.parameters(), runner.gradient_clipping))
+            rate = learning_rate(position.step + 1, runner.total_steps, optimizer_config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            finite = norm - norm == 0
+            if finite or scaler.is_enabled():
+                scaler.step(optimizer)
+            _count_skipped(position, finite)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            position.step += 1
+            run_log.bar.update()
+
+            last = position.step == runner.total_steps
+            if position.step % runner.log_step == 0 or last:
+                values = meter.flush()
+                run_log.write("train", position.step, {**values, "gradient_norm": norm, "lr": rate})
+                run_log.bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['audio_s_per_s']:.0f} s audio/s")
+            if position.step % runner.eval_step == 0 or last:
+                _log_validation(task, autocast, device, run_log, position.step)
+            if position.step % runner.save_step == 0 or last:
+                meter.store()
+                saved = save()
+        if stop.signal is not None and (saved is None or saved.name != f"states-{position.step}"):
+            meter.store()
+            saved = save()
+    assert saved is not None
+    return Outcome(position.step, stop.signal, saved)
+
+
+def precision(name: str, device: torch.device) -> tuple[Any, torch.amp.GradScaler]:
+    """A factory of autocast contexts for a precision of the config, and the loss scaler that float16 needs."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = getattr(torch, name)
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    return autocast, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+@torch.no_grad()
+def validate(task: Task, autocast: Any, device: torch.device) -> dict[str, float]:
+    """Loss and its parts over the held-out utterances, weighted by their audio; nothing random is touched."""
+    sums: dict[str, Tensor] = {}
+    seconds = 0.0
+    task.model.eval()
+    try:
+        for batch in task.get_valid_dataloader():
+            if not batch.ids:
+                continue
+            with autocast():
+                loss, parts = task(batch.to(device))
+            seconds += batch.seconds
+            for name, value in {"loss": loss, **parts}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + value * batch.seconds
+    finally:
+        task.model.train()
+    return {name: float(value) / seconds for name, value in sums.items()}
+
+
+def _log_validation(task: Task, autocast: Any, device: torch.device, run_log: RunLog, step: int) -> None:
+    values = validate(task, autocast, device)
+    run_log.write("valid", step, values)
+    log.info("Step %d: validation loss %.4f", step, values["loss"])
+
+
+def _batches(task: Task, position: Position) -> Iterator[Any]:
+    """Batches without end, from where ``position`` stands, which is kept up to date."""
+    while True:
+        found = position.batches > 0
+        for batch in task.get_train_dataloader(position.epoch, position.batches):
+            position.batches += 1
+            for reason in batch.dropped:
+                log.warning("Left out of its batch: %s", reason)
+            # All utterances of a batch may have failed to decode.
+            if batch.ids:
+                found = True
+                yield batch
+        if not found:
+            raise ValueError(f"no utterance could be read in epoch {position.epoch}: see the data report")
+        position.epoch, position.batches = position.epoch + 1, 0
+
+
+def _count_skipped(position: Position, finite: bool) -> None:
+    position.skipped = 0 if finite else position.skipped + 1
+    if position.skipped == 1:
+        log.warning("Step %d: the gradient is not finite, no update was made.", position.step + 1)
+    if position.skipped >= _MOST_SKIPPED:
+        raise ValueError(
+            f"the gradient was not finite for {_MOST_SKIPPED} steps up to step {position.step + 1}: lower optimizer.lr "
+            "or use runner.precision=float32. The last checkpoint is intact."
+        )
+
+
+class _Meter:
+    """Adds up what the log averages; survives a resume through ``Position.sums``."""
+
+    def __init__(self, position: Position):
+        self.position = position
+        self.sums: dict[str, Any] = dict(position.sums)
+        self.count_of = self.sums.pop("count", 0.0)
+        self.audio = self.waited = 0.0
+        self.started = time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        before = time.monotonic()
+        yield
+        self.waited += time.monotonic() - before
+
+    def count(self, batch: Any) -> None:
+        self.audio += batch.seconds
+
+    def add(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        # Kept on the device: a .item() here would make every batch wait.
+        for name, value in {"loss": loss, **parts}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.double()
+        self.count_of += 1
+
+    def store(self) -> None:
+        self.position.sums = {name: float(value) for name, value in self.sums.items()} | {"count": self.count_of}
+
+    def flush(self) -> dict[str, float]:
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        values = {name: float(value) / self.count_of for name, value in self.sums.items()}
+        values |= {"audio_s_per_s": self.audio / elapsed, "data_wait_share": self.waited / elapsed}
+        self.sums, self.count_of, self.audio, self.waited = {}, 0.0, 0.0, 0.0
+        self.started = time.monotonic()
+        return values
+
+
+class _Stop:
+    """Turns SIGINT and SIGTERM into a request that the loop heeds between two steps; a second SIGINT stops at once."""
+
+    def __enter__(self) -> _Stop:
+        self.signal: int | None = None
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: Any) -> None:
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.signal = number
+        log.info("Stopping after this step, then saving (Ctrl-C again to stop without).")

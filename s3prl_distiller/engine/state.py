@@ -1,0 +1,130 @@
+"""Checkpoints of a run: written whole or not at all, found again even if the last one is damaged, exact on resume.
+
+``states-STEP.ckpt`` is the student as it is handed on, in s3prl's form. The folder ``states-STEP`` beside it has the
+same weights as safetensors with a JSON config, and ``trainer.pt`` with all that a resumed run needs to go on exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from s3prl_distiller import checkpoint
+
+log = logging.getLogger(__name__)
+
+TRAINER = "trainer.pt"
+_NAME = re.compile(r"states-(\d+)")
+
+
+@dataclass
+class Position:
+    """Where a run stands."""
+
+    step: int = 0  # optimiser steps taken
+    epoch: int = 0
+    batches: int = 0  # batches of this epoch that were consumed
+    sums: dict[str, float] = field(default_factory=dict)  # what has been added up since the last line of the log
+    skipped: int = 0  # steps without an update because the gradient was not finite
+
+
+def save_checkpoint(folder: Path, task: Any, trainer: Mapping[str, Any], step: int, max_keep: int) -> Path:
+    """Write both forms of a checkpoint, then drop the oldest beyond ``max_keep``.
+
+    Raises:
+        ValueError: the disk is full; what was there before is as it was.
+    """
+    path = folder / f"states-{step}"
+    try:
+        # The folder comes last: that it is there says that the file is, too.
+        checkpoint.save_torch(task.add_state_to_save({}, step), folder / f"states-{step}.ckpt")
+        writers = {**task.native_writers(step), TRAINER: lambda target: torch.save(dict(trainer), target)}
+        checkpoint.save_folder(path, writers)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as a RuntimeError.
+        raise ValueError(
+            f"the checkpoint of step {step} could not be written to {folder}: {str(error).splitlines()[0]}. Make room "
+            "there and resume with -a: the earlier checkpoints are intact."
+        ) from error
+    kept = sorted(_checkpoints(folder), reverse=True)
+    for old, old_path in kept[max_keep:]:
+        shutil.rmtree(old_path, ignore_errors=True)
+        (folder / f"states-{old}.ckpt").unlink(missing_ok=True)
+    return path
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run; a damaged one is named in a warning and passed over."""
+    for _, path in sorted(_checkpoints(folder), reverse=True):
+        damage = checkpoint.folder_damage(path)
+        if damage is None:
+            return path
+        log.warning("The checkpoint %s is damaged (%s): taking the one before it.", path, damage)
+    return None
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    found = []
+    for path in folder.glob("states-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    return found
+
+
+def trainer_state(
+    position: Position, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, data: str
+) -> dict[str, Any]:
+    """All that decides how a run goes on, in types that load with ``weights_only=True``.
+
+    Args:
+        data: fingerprint of the corpus.
+    """
+    numpy_state = np.random.get_state(legacy=True)
+    assert isinstance(numpy_state, tuple)
+    return {
+        "position": asdict(position),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "data": data,
+        "random": {
+            "python": random.getstate(),
+            "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+
+
+def restore(
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, data: str, source: Path
+) -> Position:
+    """Put everything back where :func:`trainer_state` took it.
+
+    Raises:
+        ValueError: the corpus is not the one that the run was trained on.
+    """
+    if state["data"] != data:
+        raise ValueError(
+            f"the data is not what {source} was trained on, so that its run cannot be resumed exactly. To go on from "
+            f"its weights with other data, start a new run: -e {source} -n NEW_NAME"
+        )
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    saved = state["random"]
+    random.setstate(saved["python"])
+    name, keys, *rest = saved["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(saved["torch"])
+    if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["cuda"])
+    return Position(**state["position"])

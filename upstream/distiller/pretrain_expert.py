@@ -1,0 +1,241 @@
+"""Distillation behind s3prl's pre-training interface: a student, its teacher and their objective, tied together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_distiller import settings
+from s3prl_distiller.checkpoint import check_weights
+from s3prl_distiller.data import Batch, Corpus, DataConfig, prepare
+from s3prl_distiller.engine import OptimizerConfig, RunnerConfig
+
+from .derive import derive_student, initialise
+from .frontend import frame_lengths, receptive_field, valid_mask
+from .model import DistillerModel
+from .model_config import DistillerConfig
+from .objective import distillation_loss
+from .student import load_student, native_writers, s3prl_states
+from .teacher import Teacher, TeacherConfig, load_teacher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TaskConfig:
+    """Section ``task``."""
+
+    sequence_length: int = 250_000  # samples: longer utterances are cropped at random (s3prl's name)
+    loss_on_padding: bool = False  # let padded frames carry loss, as s3prl does
+
+
+@dataclass
+class PretrainConfig:
+    """A whole run. Sections and keys are those of s3prl's two YAML files; ``data`` takes the place of ``datarc``."""
+
+    distiller: DistillerConfig = field(default_factory=DistillerConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    runner: RunnerConfig = field(default_factory=RunnerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+def from_s3prl(values: dict[str, Any]) -> dict[str, Any]:
+    """Translate what s3prl's ``config_model.yaml`` and ``config_runner.yaml`` say in other words."""
+    values = dict(values)
+    # s3prl reads audio.target_level and never uses it.
+    if not set(_section(values, "audio")) - {"target_level"}:
+        values.pop("audio", None)
+    expert = _section(values, "pretrain_expert")
+    if set(expert) == {"datarc"} and isinstance(expert["datarc"], dict):
+        del values["pretrain_expert"]
+        names = {"train_batch_size": "batch_size", "libri_root": "path"}
+        # s3prl's table of lengths and its upper limit: lengths are measured here, and long utterances are cropped.
+        datarc = {names.get(k, k): v for k, v in expert["datarc"].items() if k not in ("file_path", "max_timestep")}
+        values["data"] = {**datarc, **_section(values, "data")}
+    runner = _section(values, "runner")
+    if isinstance(fp16 := runner.get("fp16"), bool):
+        values["runner"] = runner = {"precision": "float16" if fp16 else "float32", **runner}
+        del runner["fp16"]
+    if runner.get("n_epochs") == -1:
+        values["runner"] = {key: value for key, value in runner.items() if key != "n_epochs"}
+    elif "n_epochs" in runner:
+        raise settings.SettingsError("runner.n_epochs is not supported: give runner.total_steps")
+    return values
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = values.get(name)
+    return dict(section) if isinstance(section, dict) else {}
+
+
+def load_config(
+    files: Sequence[Path], options: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[PretrainConfig, dict[str, Any]]:
+    """Read the config of a run.
+
+    Args:
+        files: YAML files, the later ones over the earlier.
+        options: values by section, over the files.
+        overrides: texts of ``-o``, over both.
+
+    Returns:
+        The config, and the keys of ``distiller`` that were given rather than left to the teacher.
+
+    Raises:
+        ValueError: a key or type is wrong; it is named.
+    """
+    config, given = settings.load(PretrainConfig, files, options, overrides, from_s3prl)
+    config.runner.check()
+    config.optimizer.check()
+    return config, given.get("distiller", {})
+
+
+class UpstreamPretrainExpert(nn.Module):
+    """Distils a teacher into a student.
+
+    Args:
+        config: the run's config, its section ``distiller`` completed by :func:`~.derive.derive_student`.
+        teacher: a frozen teacher.
+        corpus: the audio.
+
+    Raises:
+        ValueError: crops are shorter than one frame.
+    """
+
+    def __init__(self, config: PretrainConfig, teacher: Teacher, corpus: Corpus):
+        super().__init__()
+        self.config = config
+        self.corpus = corpus
+        self.fingerprint = corpus.fingerprint
+        self.teacher = teacher
+        self.model = DistillerModel(config.distiller)
+        shortest = receptive_field(self.model.conv_layers)
+        if config.task.sequence_length < shortest:
+            raise ValueError(
+                f"task.sequence_length={config.task.sequence_length} samples is shorter than one frame ({shortest})"
+            )
+        if isinstance(teacher.twin, nn.Module):
+            copied = initialise(self.model, teacher.twin)
+            total = sum(parameter.numel() for parameter in self.model.parameters())
+            log.info(
+                "%.0f %% of %.2f M parameters of the student start from the teacher", 100 * copied / total, total / 1e6
+            )
+        if config.runner.gradient_checkpointing and isinstance(self.model.encoder, nn.Module):
+            self.model.encoder.gradient_checkpointing = True  # pyright: ignore[reportArgumentType]
+        self.model.train()
+
+    def verify_teacher(self, device: torch.device, utterances: int = 2) -> None:
+        """Compare the teacher's twin with the hub's own forward on the first utterances of the data."""
+        batch = next(batch for batch in self.get_train_dataloader(0, 0) if batch.ids)
+        rows = list(zip(batch.wave, batch.lengths.tolist(), strict=True))[:utterances]
+        self.teacher.verify([row[:length].to(device) for row, length in rows])
+
+    def get_train_dataloader(self, epoch: int, skip: int) -> Iterable[Batch]:
+        """Batches of an epoch without the first ``skip``."""
+        return self.corpus.train_loader(epoch, skip=skip)
+
+    def get_valid_dataloader(self) -> Iterable[Batch]:
+        """The held-out utterances."""
+        return self.corpus.valid_loader()
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and its parts by name.
+
+        Args:
+            batch: waveforms on the device of the model.
+        """
+        config, task = self.model.config, self.config.task
+        out = self.model(batch.wave, batch.lengths)
+        assert out.predictions is not None
+        targets = self.teacher(batch.wave, batch.lengths, config.targets)
+        frames = min(out.predictions.shape[2], targets.shape[2])
+        mask = None
+        if not task.loss_on_padding:
+            valid = frame_lengths(batch.lengths, self.model.conv_layers).clamp_max(frames)
+            mask = valid_mask(valid, frames, batch.wave.device)
+        loss = distillation_loss(
+            out.predictions[:, :, :frames],
+            targets[:, :, :frames],
+            mask,
+            config.targets,
+            loss_type=config.loss_type,
+            cosine_weight=config.cosine_loss,
+            features=out.features[:, :frames],
+            feature_penalty=config.feat_pen_loss,
+        )
+        return loss.total, loss.parts
+
+    def load_model(self, all_states: Mapping[str, Any]) -> None:
+        """Take the student's weights from a checkpoint in s3prl's form."""
+        self.model.load_state_dict(all_states["Distiller"])
+
+    def add_state_to_save(self, all_states: dict[str, Any], step: int) -> dict[str, Any]:
+        """Add what s3prl's ``distiller_local`` reads."""
+        return {**all_states, **s3prl_states(self.model, settings.plain(self.config), step)}
+
+    def native_writers(self, step: int) -> dict[str, Any]:
+        """Writers of the student in our own form, by file name."""
+        return native_writers(self.model, settings.plain(self.config), step)
+
+    def describe(self) -> dict[str, str]:
+        """What was distilled into what, for the summary of the run."""
+        info, config = self.teacher.info, self.model.config
+        student = sum(parameter.numel() for parameter in self.model.parameters())
+        heads = 0 if self.model.output_layer is None else sum(p.numel() for p in self.model.output_layer.parameters())
+        lines = {
+            "Teacher": f"{info.name}: {info.n_layers} layers, {info.width} wide",
+            "Student": f"{config.encoder_layers} layers, {(student - heads) / 1e6:.2f} M parameters without the "
+            f"prediction heads ({heads / 1e6:.2f} M), predicts layers {', '.join(map(str, config.targets))}",
+            "Data": self.corpus.describe(),
+        }
+        if self.teacher.twin is not None:
+            size = sum(parameter.numel() for parameter in self.teacher.twin.parameters())
+            smaller = 100 * (1 - (student - heads) / size)
+            lines["Size"] = f"{smaller:.0f} % smaller than the teacher ({size / 1e6:.2f} M)"
+        return lines
+
+
+def build(
+    config: PretrainConfig, given: Mapping[str, Any], folder: Path, device: torch.device, weights: Path | None
+) -> UpstreamPretrainExpert:
+    """Put a run together, cheap checks first.
+
+    Args:
+        config: its section ``distiller`` is completed in place.
+        given: the keys of ``distiller`` that were given.
+        folder: where the report on the data goes.
+        device: where to train.
+        weights: a checkpoint whose weights the student takes, if any.
+
+    Raises:
+        ValueError: teacher, data or checkpoint cannot be used, or do not fit together.
+    """
+    if config.data.path is None:
+        raise ValueError("give the audio to distil on: --data FOLDER_OR_MANIFEST (data.path in a config)")
+    teacher = load_teacher(config.teacher)
+    config.distiller = derive_student(given, teacher.info)
+    info = teacher.info
+    log.info("Teacher %s: %d layers, %d wide%s", info.name, info.n_layers, info.width, _how(teacher))
+    start = None if weights is None else load_student(weights)
+    corpus = prepare(config.data, crop_samples=config.task.sequence_length, seed=config.runner.seed, report_dir=folder)
+    log.info("Data: %s", corpus.describe())
+    expert = UpstreamPretrainExpert(config, teacher, corpus)
+    if start is not None:
+        check_weights(start.state_dict(), expert.model, str(weights))
+        expert.model.load_state_dict(start.state_dict())
+        log.info("The student's weights are those of %s", weights)
+    expert.to(device)
+    expert.verify_teacher(device)
+    return expert
+
+
+def _how(teacher: Teacher) -> str:
+    return "" if teacher.twin is not None else ", run as the hub gives it"

@@ -1,0 +1,254 @@
+"""Teachers: a name in the s3prl hub, a local checkpoint or a Hugging Face folder, turned into hidden states.
+
+Always in eval mode and without gradient, unless the original's noisy targets are asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_distiller import checkpoint
+from s3prl_distiller.hub import load_hub, register
+
+from .frontend import frame_lengths
+from .model import Encoder
+from .model_config import EncoderConfig
+from .twin import build_twin, hub_normalizes, mismatch
+
+log = logging.getLogger(__name__)
+
+_HUGGINGFACE_ENTRIES = {"hubert": "hf_hubert_custom", "wav2vec2": "hf_wav2vec2_custom"}
+
+
+@dataclass
+class TeacherConfig:
+    """Which teacher, and how it is run. ``model`` and ``n_layers`` are s3prl's."""
+
+    model: str = "hubert_base"  # a name in the s3prl hub, or the path of a checkpoint file or Hugging Face folder
+    ckpt: str | None = None  # what a hub name that ends in _custom or _local is to load
+    n_layers: int | None = None  # if given, the teacher must have that many
+    twin: bool = True  # run the teacher in our Encoder where that gives the same numbers, which is faster
+    train_mode: bool = False  # dropout in the teacher, as s3prl's trainer has it by mistake; needs twin: false
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """What a teacher was found to be."""
+
+    name: str
+    n_layers: int
+    width: int  # of each hidden state
+    downsample_rate: int  # samples a frame
+    normalize: bool  # whether it brings waveforms to zero mean and unit variance
+    architecture: EncoderConfig | None  # None: run as the hub gives it
+
+
+class Teacher(nn.Module):
+    """A frozen teacher.
+
+    Args:
+        expert: a hub expert.
+        twin: its weights in our Encoder, or None to run the expert itself.
+        info: what it is.
+        train_mode: keep its dropout on.
+    """
+
+    def __init__(self, expert: nn.Module, twin: Encoder | None, info: TeacherInfo, train_mode: bool = False):
+        super().__init__()
+        self.expert: nn.Module | None = expert
+        self.twin = twin
+        self.info = info
+        self.train_mode = train_mode
+        self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Whatever mode is asked for, a teacher stays in eval mode: dropout in it would be noise in the targets."""
+        return super().train(self.train_mode)
+
+    def verify(self, wavs: Sequence[Tensor]) -> None:
+        """Compare the twin with the hub's own forward on real utterances, then keep only the one that will be run.
+
+        Args:
+            wavs: waveforms (samples,) at 16 kHz on the teacher's device.
+        """
+        if self.twin is None:
+            return
+        assert self.expert is not None, "a teacher is verified once"
+        difference = mismatch(self.twin, self.expert, wavs)
+        if difference is None:
+            self.expert = None
+        else:
+            log.warning(
+                "The teacher's twin gives %s: going on with the hub's own forward, which is slower and lets features "
+                "depend on the padding of the batch.",
+                difference,
+            )
+            self.twin = None
+
+    @torch.no_grad()
+    def forward(self, wave: Tensor, lengths: Tensor, layers: Sequence[int]) -> Tensor:
+        """Hidden states of some layers.
+
+        Args:
+            wave: (B, samples) zero-padded waveforms at 16 kHz.
+            lengths: (B,) samples of each, on the CPU.
+            layers: which; 1 is the first layer's output, 0 its input.
+
+        Returns:
+            (B, len(layers), T, width); frames beyond an utterance's end mean nothing.
+        """
+        if self.twin is not None:
+            hidden_states = self.twin(wave, lengths, last_layer=max(layers)).hidden_states
+        else:
+            assert self.expert is not None
+            # Half precision is not known to be safe in an architecture that we did not write.
+            with torch.autocast(wave.device.type, enabled=False):
+                utterances = [row[:length] for row, length in zip(wave, lengths.tolist(), strict=True)]
+                hidden_states = self.expert(utterances)["hidden_states"]
+        return torch.stack([hidden_states[layer] for layer in layers], 1)
+
+
+def load_teacher(config: TeacherConfig) -> Teacher:
+    """Load a teacher and find out what it is.
+
+    Raises:
+        ValueError: it cannot be found, loaded or downloaded, or is not what the config says.
+    """
+    if config.train_mode and config.twin:
+        raise ValueError("teacher.train_mode=true needs teacher.twin=false: a twin has no dropout")
+    register()
+    name, arguments = _find(config)
+    expert = _instantiate(name, arguments).eval().requires_grad_(False)
+    twin = build_twin(expert) if config.twin else None
+    probe = torch.randn(16_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    hidden_states = _probe(expert, probe, name)
+    if twin is not None:
+        difference = mismatch(twin, expert, [probe])
+        if difference is not None:
+            log.warning("The twin of teacher %s gives %s: going on with the hub's own forward.", name, difference)
+            twin = None
+    rate = expert.get_downsample_rates("hidden_states")  # pyright: ignore[reportCallIssue]
+    info = TeacherInfo(
+        name=config.model if config.ckpt is None else f"{config.model} ({config.ckpt})",
+        n_layers=len(hidden_states) - 1,
+        width=hidden_states[-1].shape[-1],
+        downsample_rate=rate if isinstance(rate, int) else rate[-1],
+        normalize=twin.config.normalize if twin is not None else hub_normalizes(expert),
+        architecture=twin.config if twin is not None else None,
+    )
+    if config.n_layers is not None and config.n_layers != info.n_layers:
+        raise ValueError(f"teacher.n_layers={config.n_layers}, but {info.name} has {info.n_layers} layers")
+    return Teacher(expert, twin, info, config.train_mode)
+
+
+def teacher_frames(lengths: Tensor, info: TeacherInfo) -> Tensor | None:
+    """Frames of each utterance where the teacher's front end is known, else None."""
+    return None if info.architecture is None else frame_lengths(lengths, info.architecture.conv_layers)
+
+
+def _find(config: TeacherConfig) -> tuple[str, dict[str, Any]]:
+    """The hub entry and its arguments for what the config names."""
+    hub = load_hub()
+    if config.model in hub.options():
+        return config.model, {} if config.ckpt is None else {"ckpt": config.ckpt}
+    path = Path(config.model).expanduser()
+    if path.is_dir():
+        settings = checkpoint.load_json(path / checkpoint.CONFIG)
+        if settings.get("format") == "s3prl_distiller":
+            return "distiller_local", {"ckpt": str(path)}
+        return _HUGGINGFACE_ENTRIES.get(settings.get("model_type", ""), ""), {"ckpt": str(path)}
+    if path.is_file():
+        return _entry_for_file(path), {"ckpt": str(path)}
+    import difflib
+
+    near = difflib.get_close_matches(config.model, hub.options(), n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(
+        f"teacher {config.model!r} is no name in the s3prl hub, no checkpoint file and no Hugging Face folder{hint}"
+    )
+
+
+def _entry_for_file(path: Path) -> str:
+    states = checkpoint.load_torch(path)
+    keys = set(states) if isinstance(states, dict) else set()
+    if {"Distiller", "Config"} <= keys:
+        return "distiller_local"
+    if {"cfg", "model"} <= keys:
+        return "wavlm_local"
+    if not {"task_cfg", "model_cfg", "model_weight"} <= keys:
+        raise checkpoint.CheckpointError(
+            f"{path} is no teacher that s3prl can load: it has the keys {', '.join(sorted(map(str, keys)))[:100]} and "
+            "not task_cfg, model_cfg and model_weight. A fairseq checkpoint is converted by s3prl's "
+            "upstream/hubert/convert.py."
+        )
+    if "dictionaries_symbols" in keys:
+        return "hubert_custom"
+    return "data2vec_custom" if "average_top_k_layers" in states["model_cfg"] else "wav2vec2_custom"
+
+
+def _instantiate(name: str, arguments: dict[str, Any]) -> nn.Module:
+    if not name:
+        return HuggingFaceExpert(arguments["ckpt"])
+    source = arguments.get("ckpt", f"the s3prl hub's {name}")
+    try:
+        return getattr(load_hub(), name)(**arguments)
+    except (OSError, ConnectionError) as error:
+        from s3prl.util.download import get_dir
+
+        raise ValueError(
+            f"teacher {source} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            f"A registered checkpoint is downloaded into {get_dir()}; without a network pass a local one, "
+            "--teacher FILE_OR_FOLDER."
+        ) from error
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0][:300] or type(error).__name__
+        raise ValueError(f"teacher {source} could not be loaded as {name}: {reason}") from error
+
+
+def _probe(expert: nn.Module, wav: Tensor, name: str) -> Sequence[Tensor]:
+    with torch.no_grad():
+        output = expert([wav])
+    states = output.get("hidden_states") if isinstance(output, dict) else None
+    if not isinstance(states, (list, tuple)) or not states or not all(isinstance(s, Tensor) for s in states):
+        raise ValueError(f"teacher {name} gives no list of hidden states, so it has no layers to predict")
+    if len({state.shape for state in states}) != 1:
+        raise ValueError(f"teacher {name} has layers of several widths or frame rates, which are not supported")
+    return states
+
+
+class HuggingFaceExpert(nn.Module):
+    """A Hugging Face folder for which the s3prl hub has no entry, such as data2vec-audio, behind the same interface."""
+
+    def __init__(self, ckpt: str):
+        super().__init__()
+        from transformers import AutoFeatureExtractor, AutoModel
+
+        try:
+            self.extracter: Any = AutoFeatureExtractor.from_pretrained(ckpt)
+            self.model: Any = AutoModel.from_pretrained(ckpt)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"teacher {ckpt} could not be loaded: {str(error).splitlines()[0][:300]}") from error
+
+    def get_downsample_rates(self, key: str = "hidden_states") -> int:
+        rate = 1
+        for stride in getattr(self.model.config, "conv_stride", [320]):
+            rate *= stride
+        return rate
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
+        inputs = self.extracter(
+            [wav.cpu().numpy() for wav in wavs],
+            sampling_rate=16_000,
+            padding=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(wavs[0].device)
+        return {"hidden_states": self.model(**inputs, output_hidden_states=True).hidden_states}
