@@ -14,7 +14,7 @@ from s3prl_distiller.hub import load_hub as _load_hub  # noqa: E402
 
 _load_hub()
 
-from s3prl_distiller.upstream.distiller.hubconf import (  # noqa: E402
+from s3prl_distiller.upstream.distiller.hubconf import (  # noqa: E402  # pyright: ignore[reportMissingImports]
     distilhubert,
     distilhubert_base,
     distiller,

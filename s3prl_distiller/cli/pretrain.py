@@ -152,14 +152,14 @@ def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -
     files = [settings.find("pretrain", name) for name in (args.config, args.upstream_config) if name]
     if resume is not None:
         saved = resume.parent / "config.yaml"
-        before, _ = module.load_config([saved], {}, [])
-        again, _ = module.load_config([saved, *files], options, [])
-        for name, value in settings.differences(before, again):
+        resumed = module.load_config([saved], {}, args.override)
+        again, _ = module.load_config([saved, *files], options, args.override)
+        for name, value in settings.differences(resumed[0], again):
             raise ValueError(
                 f"the run was begun with another {name} than {value}: resume it as it was begun, change it on purpose "
                 f"with -o {name}=..., or start a new run with -n NAME"
             )
-        return module.load_config([saved], {}, args.override)
+        return resumed
     if _quickstart(args):
         sys.stderr.write(QUICKSTART)
         files = [settings.bundled("pretrain", "quickstart")]

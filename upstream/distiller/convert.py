@@ -1,7 +1,8 @@
 """Pure converters between the forms in which models of the wav2vec 2.0 family come.
 
 Hugging Face's ``HubertModel``, ``Wav2Vec2Model`` and ``Data2VecAudioModel`` and fairseq's (s3prl's) models hold the
-same numbers under other names. Each converter takes a config and a state dict and returns ours; equal outputs are the test.
+same numbers under other names. Each converter takes a config and a state dict and returns ours; equal outputs are the
+test.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def huggingface_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
     if kind == "data2vec-audio":
         depth, each = config["num_conv_pos_embeddings"], config.get("conv_pos_kernel_size", 19)
         kernel = depth * each
+    activation = str(config.get("hidden_act", "gelu"))
     layers = zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True)
     return EncoderConfig(
         extractor_mode="layer_norm" if config.get("feat_extract_norm", "group") == "layer" else "default",
@@ -77,7 +79,7 @@ def huggingface_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
         encoder_embed_dim=config["hidden_size"],
         encoder_ffn_embed_dim=config["intermediate_size"],
         encoder_attention_heads=config["num_attention_heads"],
-        activation_fn=_ACTIVATIONS.get(config.get("hidden_act", "gelu"), config.get("hidden_act", "gelu")),
+        activation_fn=_ACTIVATIONS.get(activation, activation),
         layer_norm_first=bool(config.get("do_stable_layer_norm", False)),
         dropout=config.get("hidden_dropout", 0.1),
         attention_dropout=config.get("attention_dropout", 0.1),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -194,6 +195,11 @@ class TransformerEncoder(nn.Module):
             nn.init.normal_(module.weight, 0.0, 0.02)
             nn.init.zeros_(module.bias)
 
+    def _run(self, layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return cast(Tensor, checkpoint(layer, x, mask, use_reentrant=False))
+        return layer(x, mask)
+
     def forward(self, x: Tensor, mask: Tensor | None, last_layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
         """Run the first ``last_layer`` layers, all of them by default.
 
@@ -213,10 +219,7 @@ class TransformerEncoder(nn.Module):
         for layer in self.layers[:last_layer]:
             # A skipped layer repeats its input, so that the hidden states stay as many as the layers.
             if not (self.training and self.layerdrop > 0 and torch.rand(()) < self.layerdrop):
-                if self.gradient_checkpointing and self.training:
-                    x = checkpoint(layer, x, mask, use_reentrant=False)
-                else:
-                    x = layer(x, mask)
+                x = self._run(layer, x, mask)
             hidden_states.append(x)
         if self.norm_first and last_layer in (None, len(self.layers)):
             x = self.layer_norm(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ def parse_conv_layers(text: str) -> list[ConvLayer]:
         ValueError: the text is anything else, or a number in it is not positive.
     """
 
-    def build(node: ast.expr):
+    def build(node: ast.expr) -> Any:
         match node:
             case ast.List(elts=elements) | ast.Tuple(elts=elements):
                 return [build(element) for element in elements]
@@ -41,7 +42,7 @@ def parse_conv_layers(text: str) -> list[ConvLayer]:
         raise TypeError(ast.unparse(node))
 
     try:
-        layers = [tuple(layer) for layer in build(ast.parse(text.strip(), mode="eval").body)]
+        layers: list[Any] = [tuple(layer) for layer in build(ast.parse(text.strip(), mode="eval").body)]
     except (SyntaxError, TypeError, MemoryError) as error:
         raise ValueError(
             f"extractor_conv_feature_layers={text!r} is not a list of (channels, kernel, stride) such as "
@@ -49,7 +50,7 @@ def parse_conv_layers(text: str) -> list[ConvLayer]:
         ) from None
     if not layers or any(len(layer) != 3 or any(not isinstance(n, int) or n < 1 for n in layer) for layer in layers):
         raise ValueError(
-            f"extractor_conv_feature_layers={text!r} needs three whole numbers above 0 (channels, kernel, stride) a layer"
+            f"extractor_conv_feature_layers={text!r} needs (channels, kernel, stride), three whole numbers above 0, a layer"
         )
     return layers
 

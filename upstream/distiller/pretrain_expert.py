@@ -17,6 +17,7 @@ from s3prl_distiller.data import Batch, Corpus, DataConfig, prepare
 from s3prl_distiller.engine import OptimizerConfig, RunnerConfig
 
 from .derive import derive_student, initialise
+from .encoder import TransformerEncoder
 from .frontend import frame_lengths, receptive_field, valid_mask
 from .model import DistillerModel
 from .model_config import DistillerConfig
@@ -128,8 +129,8 @@ class UpstreamPretrainExpert(nn.Module):
             log.info(
                 "%.0f %% of %.2f M parameters of the student start from the teacher", 100 * copied / total, total / 1e6
             )
-        if config.runner.gradient_checkpointing and isinstance(self.model.encoder, nn.Module):
-            self.model.encoder.gradient_checkpointing = True  # pyright: ignore[reportArgumentType]
+        if isinstance(self.model.encoder, TransformerEncoder):
+            self.model.encoder.gradient_checkpointing = config.runner.gradient_checkpointing
         self.model.train()
 
     def verify_teacher(self, device: torch.device, utterances: int = 2) -> None:
@@ -194,7 +195,7 @@ class UpstreamPretrainExpert(nn.Module):
             "Teacher": f"{info.name}: {info.n_layers} layers, {info.width} wide",
             "Student": f"{config.encoder_layers} layers, {(student - heads) / 1e6:.2f} M parameters without the "
             f"prediction heads ({heads / 1e6:.2f} M), predicts layers {', '.join(map(str, config.targets))}",
-            "Data": self.corpus.describe(),
+            "Data": "; ".join(self.corpus.describe().splitlines()),
         }
         if self.teacher.twin is not None:
             size = sum(parameter.numel() for parameter in self.teacher.twin.parameters())
@@ -226,7 +227,8 @@ def build(
     log.info("Teacher %s: %d layers, %d wide%s", info.name, info.n_layers, info.width, _how(teacher))
     start = None if weights is None else load_student(weights)
     corpus = prepare(config.data, crop_samples=config.task.sequence_length, seed=config.runner.seed, report_dir=folder)
-    log.info("Data: %s", corpus.describe())
+    for line in corpus.describe().splitlines():
+        log.info("Data: %s", line)
     expert = UpstreamPretrainExpert(config, teacher, corpus)
     if start is not None:
         check_weights(start.state_dict(), expert.model, str(weights))
