@@ -136,12 +136,16 @@ def name_of(source: Source) -> str:
 @contextmanager
 def _opened(source: str | os.PathLike[str] | BinaryIO) -> Iterator[_SoundFile]:
     name = name_of(source)
+    opened: bytes | str | BinaryIO
     if isinstance(source, (str, os.PathLike)):
         if not Path(source).is_file():
             raise AudioError(f"{name}: no such audio file", "missing")
-        source = os.fspath(source)
+        # As bytes, because python-soundfile cannot encode names that are not valid UTF-8.
+        opened = os.fsencode(source) if os.name == "posix" else os.fspath(source)
+    else:
+        opened = source
     try:
-        file = _SoundFile(source)
+        file = _SoundFile(opened)  # pyright: ignore[reportArgumentType]  it takes bytes too
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw, whose rate cannot be known
         raise AudioError(f"{name}: not readable as audio ({_why(error)})") from error
     with file:

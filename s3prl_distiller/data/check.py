@@ -84,7 +84,7 @@ def write_report(folder: Path, title: str, utterances: int, findings: list[Findi
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "data_report.jsonl").open("w", encoding="utf-8") as file:
         for finding in findings:
-            file.write(json.dumps(asdict(finding), ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(finding)) + "\n")
     bad = [finding for finding in findings if finding.bad]
     lines = [f"# Data report: {title}", "", f"{utterances} utterances listed, {len(bad)} of them left out.", ""]
     lines += [f"- {remark}" for remark in remarks]
@@ -96,7 +96,7 @@ def write_report(folder: Path, title: str, utterances: int, findings: list[Findi
             lines.append(f"| {reason} | {action} | {count} | `{example.id}`: {example.detail} |")
         lines += ["", "Every finding is a line of `data_report.jsonl`."]
     report = folder / "data_report.md"
-    report.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    report.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     return report
 
 

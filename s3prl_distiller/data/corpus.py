@@ -14,7 +14,9 @@ from .check import Finding, counts, judge, write_report
 from .config import DataConfig, cache_folder, validate, worker_count
 from .loader import Batch, Limits, TrainOrder, ValidOrder, make_loader
 from .scan import cache_file, scan
-from .sources import Utterance, read_utterances
+from .sources import Utterance, as_bytes, read_utterances
+
+_LATE = 120  # seconds; reaching further into a file that cannot be sought in costs more than decoding a whole crop
 
 
 def prepare(
@@ -38,7 +40,7 @@ def prepare(
     cache = cache_file(cache_folder(config), str(config.path))
     facts = scan((u.audio for u in listed), full=config.check == "full", cache=cache, progress=progress)
     good, findings = judge(listed, facts, config.min_seconds)
-    report = write_report(report_dir, str(config.path), len(listed), findings, remarks)
+    report = write_report(Path(report_dir), str(config.path), len(listed), findings, remarks)
     _refuse_bad(listed, findings, config.max_bad_share, report)
     pieces = [piece for utterance in good for piece in windows(utterance, config.split_seconds)]
     train, valid = hold_out(pieces, config.valid_share, config.valid_seconds)
@@ -48,6 +50,7 @@ def prepare(
             f"data.batch_seconds is {config.batch_seconds}, less than one utterance of {longest / SAMPLE_RATE:.3f} s: "
             "raise it, or shorten the crop"
         )
+    remarks += _slow_to_reach(pieces)
     unused = sum(map(samples_of, pieces)) - sum(map(samples_of, train + valid))
     if unused:
         remarks.append(f"{unused / SAMPLE_RATE:.1f} s of a held-out recording beyond data.valid_seconds are not used")
@@ -81,7 +84,7 @@ class Corpus:
         self.train_seconds = sum(map(samples_of, train)) / SAMPLE_RATE
         self.valid_seconds = sum(map(samples_of, valid)) / SAMPLE_RATE
         lines = [f"{u.id}\t{samples_of(u)}\t{side}\n" for side, us in (("train", train), ("valid", valid)) for u in us]
-        self.fingerprint = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(as_bytes("".join(sorted(lines)))).hexdigest()[:16]
 
     def train_loader(self, epoch: int, *, skip: int = 0) -> Iterable[Batch]:
         """Batches of one epoch in an order that only the corpus, the config, the seed and the epoch decide.
@@ -175,9 +178,20 @@ def _refuse_bad(listed: list[Utterance], findings: list[Finding], max_share: flo
     )
 
 
+def _slow_to_reach(pieces: list[Utterance]) -> list[str]:
+    slow = (".mp3", ".ogg", ".oga", ".opus")
+    late = [p for p in pieces if p.start > _LATE and isinstance(p.audio, str) and p.audio.lower().endswith(slow)]
+    if not late:
+        return []
+    return [
+        f"{len(late)} utterances lie more than {_LATE} s into files of a kind that is decoded from its beginning each "
+        f"time ({', '.join(slow)}): convert these to .flac or .wav to train faster"
+    ]
+
+
 def _unit_hash(text: str) -> float:
     """A number in [0, 1) that only ``text`` decides."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(as_bytes(text)).digest()[:6], "big") / 2**48
 
 
 def _hours(seconds: float) -> str:

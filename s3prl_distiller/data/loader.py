@@ -19,7 +19,7 @@ from s3prl_distiller import audio
 from s3prl_distiller.audio import SAMPLE_RATE
 
 from .scan import load_cut
-from .sources import TarMember, Utterance, open_audio, place_of
+from .sources import TarMember, Utterance, as_bytes, open_audio, place_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -217,4 +217,4 @@ def _length(utterance: Utterance, limit: int | None = None) -> int:
 
 def _hash(text: str) -> int:
     """64 bits that only ``text`` decides."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(as_bytes(text), digest_size=8).digest(), "big")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from s3prl_distiller import audio
 
 from .config import cores
-from .sources import TarMember, open_audio, place_of
+from .sources import TarMember, as_bytes, open_audio, place_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -91,11 +91,15 @@ def scan(
 def _examine_all(todo: list[str | TarMember | Cut], found: dict[str, Facts], full: bool, progress: bool) -> None:
     bar = tqdm(total=len(todo), desc="checking audio", unit="file", disable=not progress)
     remaining = iter(todo)
-    with bar, ThreadPoolExecutor(cores()) as pool:
+    pool = ThreadPoolExecutor(cores())
+    try:
         while block := list(islice(remaining, _BLOCK)):
             for source, facts in zip(block, pool.map(lambda source: examine(source, full), block), strict=True):
                 found[place_of(source)] = facts
                 bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt need not wait for the rest of the block
+        bar.close()
 
 
 def examine(source: str | TarMember | Cut, full: bool) -> Facts:
@@ -148,7 +152,7 @@ def _stamp(source: str | TarMember | Cut) -> list[int]:
 
 def cache_file(folder: Path, path: str) -> Path:
     """The cache of the data at ``path``."""
-    digest = hashlib.sha256(os.path.realpath(os.path.expanduser(path)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(as_bytes(os.path.realpath(os.path.expanduser(path)))).hexdigest()[:16]
     return folder / f"scan-{digest}.jsonl.gz"
 
 

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -75,6 +76,11 @@ def place_of(audio: str | TarMember | Cut) -> str:
     return f"{audio.path}:{audio.name}" if isinstance(audio, TarMember) else f"cut:{audio.id}"
 
 
+def as_bytes(text: str) -> bytes:
+    """For hashing: file names need not be valid UTF-8, and Python carries their odd bytes as surrogates."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def open_audio(audio: str | TarMember) -> str | BinaryIO:
     """What ``s3prl_distiller.audio`` can read: the path itself, or a member's bytes."""
     if isinstance(audio, str):
@@ -100,7 +106,10 @@ def read_utterances(path: str | None, sets: list[str]) -> tuple[list[Utterance],
     elif sets:
         raise ValueError(f"data.sets picks subfolders, but data.path {root} is a file: leave data.sets empty")
     else:
-        utterances = _number_doubles(_from_file(root))
+        try:
+            utterances = _number_doubles(_from_file(root))
+        except (UnicodeDecodeError, OSError, EOFError, zlib.error, csv.Error) as error:
+            raise ValueError(f"{root} cannot be read as a manifest in UTF-8: {error}") from error
     if not utterances:
         raise ValueError(f"{root} lists no utterance: it may be {ACCEPTED}")
     return utterances, remarks

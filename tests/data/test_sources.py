@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_a_folder_of_any_depth_and_any_case(folder, make):
     seconds = sum(audio.probe(path).duration for path in files.values())
     assert corpus.train_seconds + corpus.valid_seconds == pytest.approx(seconds, abs=1e-3)
     assert "1 .m4a" in corpus.describe()
+
+
+def test_any_file_name_will_do(folder, make, tmp_path):
+    """Names that are not UTF-8 exist on old disks; so do commas, blanks and stars."""
+    bad = os.fsdecode(b"caf\xe9 *, bad.wav")
+    shutil.copy(next(folder.glob("*.flac")), folder / os.fsdecode(b"caf\xe9 *, 1.flac"))
+    (folder / bad).write_text("not speech")
+    corpus = make(folder, max_bad_share=0.1)
+    assert os.fsdecode(b"caf\xe9 *, 1.flac") in heard(corpus)
+    assert json.loads((tmp_path / "report" / "data_report.jsonl").read_text())["id"] == bad
+    assert make(folder, max_bad_share=0.1).fingerprint == corpus.fingerprint
 
 
 def test_sets_pick_subfolders(folder, make):
@@ -105,6 +117,11 @@ def test_manifest_mistakes_are_named(make, tmp_path):
     (tmp_path / "typo.csv").write_text("flie_path,length\na.wav,3\n")
     with pytest.raises(ValueError, match=r"typo.csv, line 2: .*did you mean 'file_path' for 'flie_path'"):
         make(tmp_path / "typo.csv")
+    (tmp_path / "latin.csv").write_bytes("audio\ncafé.wav\n".encode("latin-1"))
+    (tmp_path / "half.jsonl.gz").write_bytes(gzip.compress(json.dumps(good).encode() * 99)[:-9])
+    for name in ("latin.csv", "half.jsonl.gz"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read as a manifest"):
+            make(tmp_path / name)
     with pytest.raises(ValueError, match=r"2 of 2 utterances cannot be used \(2 missing\).*nowhere/a.wav"):
         make(jsonl(tmp_path / "absent.jsonl", [{"audio": "nowhere/a.wav"}, {"audio": "nowhere/b.wav"}]))
 

@@ -84,6 +84,15 @@ def test_the_share_held_out_is_as_asked():
     assert len(valid) == 60
 
 
+def test_long_files_that_cannot_be_sought_in_are_remarked_on(speech_files, make, tmp_path):
+    (tmp_path / "talks").mkdir()
+    wave = np.concatenate([audio.load(path).numpy() for path in speech_files])
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / "talks" / f"{name}.opus", wave, 16000, format="OGG", subtype="OPUS")
+    described = make(tmp_path / "talks").describe()
+    assert "more than 120 s into files" in described and "convert these to .flac" in described
+
+
 def test_one_recording_cannot_be_split(speech_files, make, tmp_path):
     (tmp_path / "one").mkdir()
     wave = np.concatenate([audio.load(path).numpy() for path in speech_files])
