@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3prl_distiller import audio
+from s3prl_distiller.data import corpus
 from s3prl_distiller.data.corpus import hold_out, windows
 from s3prl_distiller.data.sources import Utterance
 
@@ -30,14 +31,14 @@ def test_a_twenty_minute_recording_is_heard_whole(speech_files, make, tmp_path):
     soundfile.write(tmp_path / "talks" / "talk.flac", talk, 16000)
     for number, wave in enumerate(waves[:6]):
         soundfile.write(tmp_path / "talks" / f"{number}.wav", wave, 16000)
-    corpus = make(tmp_path / "talks", crop_samples=640_000, batch_size=4, valid_share=0.0)
+    talks = make(tmp_path / "talks", crop_samples=640_000, batch_size=4, valid_share=0.0)
     pieces = {}
-    for batch in corpus.train_loader(0):
+    for batch in talks.train_loader(0):
         pieces |= {n: w[:k].numpy() for n, w, k in zip(batch.ids, batch.wave, batch.lengths, strict=True)}
     parts = sorted((float(name.split("@")[1]), wave) for name, wave in pieces.items() if "@" in name)
     assert len(parts) == 30
     np.testing.assert_array_equal(np.concatenate([wave for _, wave in parts]), audio.load(tmp_path / "talks/talk.flac"))
-    assert corpus.train_seconds + corpus.valid_seconds == pytest.approx(1200 + sum(map(len, waves[:6])) / 16000)
+    assert talks.train_seconds + talks.valid_seconds == pytest.approx(1200 + sum(map(len, waves[:6])) / 16000)
 
 
 def make_utterances(groups: dict[str, list[float]]) -> list[Utterance]:
@@ -84,13 +85,14 @@ def test_the_share_held_out_is_as_asked():
     assert len(valid) == 60
 
 
-def test_long_files_that_cannot_be_sought_in_are_remarked_on(speech_files, make, tmp_path):
-    (tmp_path / "talks").mkdir()
-    wave = np.concatenate([audio.load(path).numpy() for path in speech_files])
-    for name in ("a", "b"):
-        soundfile.write(tmp_path / "talks" / f"{name}.opus", wave, 16000, format="OGG", subtype="OPUS")
-    described = make(tmp_path / "talks").describe()
-    assert "more than 120 s into files" in described and "convert these to .flac" in described
+def test_late_parts_of_files_that_cannot_be_sought_in_are_remarked_on(folder, make, monkeypatch):
+    assert "convert these" not in make(folder).describe()
+    monkeypatch.setattr(corpus, "_LATE", 1)
+    described = make(folder, split_seconds=1.0).describe()
+    assert "more than 1 s into files" in described and "convert these to .flac" in described
+    for path in folder.rglob("*.ogg"):
+        path.unlink()
+    assert "convert these" not in make(folder, split_seconds=1.0).describe()
 
 
 def test_one_recording_cannot_be_split(speech_files, make, tmp_path):
