@@ -38,14 +38,14 @@ def summary(train: list[dict], valid: list[dict], description: Mapping[str, str]
             "# Distilled student",
             "",
             *(f"- {name}: {text}" for name, text in description.items()),
-            f"- Speed: {speed:.0f} seconds of audio per second; {100 * waited:.1f} % of the time went into waiting for data",
+            f"- Speed: {speed:.0f} s of audio per second, {100 * waited:.1f} % of the time waiting for data",
             "",
             f"| on held-out speech | at step {first['step']} | at step {last['step']} |",
             "|---|---|---|",
             *rows,
             "",
             f"Validation loss: {first['loss']:.4f} -> {last['loss']:.4f} "
-            f"({100 * (last['loss'] / first['loss'] - 1):+.0f} %). Curves: loss.png; figures: log.jsonl and TensorBoard.",
+            f"({100 * (last['loss'] / first['loss'] - 1):+.0f} %). Curves: loss.png; figures: log.jsonl, TensorBoard.",
             "",
             f"Use it: `s3prl_distiller.register(); s3prl.hub.distiller_local(ckpt='{checkpoint}.ckpt')`",
             "",
@@ -57,6 +57,7 @@ def plot(train: list[dict], valid: list[dict], path: Path) -> None:
     """Loss, distance and cosine of each layer, and throughput, over steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -78,6 +79,7 @@ def plot(train: list[dict], valid: list[dict], path: Path) -> None:
                 label=f"{label}held out",
             )
         axes.set(title=title, xlabel="step")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
@@ -39,6 +40,13 @@ def run_command(command: Callable[[], int]) -> int:
             logging.getLogger(__name__).debug("", exc_info=True)
             return 2
         raise
+    except torch.OutOfMemoryError as error:
+        tqdm.write(
+            f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower data.batch_seconds or data.batch_size "
+            "and raise runner.gradient_accumulate_steps, or set runner.gradient_checkpointing=true",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         tqdm.write("stopped", file=sys.stderr)
         return 130

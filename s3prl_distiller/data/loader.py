@@ -205,7 +205,10 @@ def _decode(request: Request) -> torch.Tensor:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which ends its workers
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but are for the training process: it saves, which
+    # a dying worker would interrupt, and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from s3prl_distiller import checkpoint
 
@@ -20,19 +21,17 @@ from .optimizer import build_optimizer
 _WARM_UP, _TIMED = 1, 3
 
 
-def checkpoint_bytes(task: Task) -> int:
-    """Size of one checkpoint: the weights twice, and two moments of AdamW for each parameter."""
-    return 4 * 4 * sum(parameter.numel() for parameter in task.model.parameters())
+def check_disk(model: nn.Module, runner: RunnerConfig, folder: Path) -> int:
+    """Bytes that the checkpoints of a run will take at most.
 
-
-def check_disk(task: Task, runner: RunnerConfig, folder: Path) -> int:
-    """Bytes that the run's checkpoints will take at most.
+    Args:
+        model: what is trained. A checkpoint has its weights twice, and AdamW's two moments of each.
 
     Raises:
         ValueError: the disk has no room for them.
     """
     most = min(runner.max_keep, -(-runner.total_steps // runner.save_step)) + 1
-    need = most * checkpoint_bytes(task)
+    need = most * 4 * sum(p.numel() * p.element_size() for p in model.parameters())
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if need > free:
@@ -51,7 +50,7 @@ def estimate(
     Raises:
         ValueError: the disk has no room for the checkpoints.
     """
-    need = check_disk(task, runner, folder)
+    need = check_disk(task.model, runner, folder)
     optimizer = build_optimizer(task.model, optimizer_config)
     autocast, _ = precision(runner.precision, device)
     batches = iter(task.get_train_dataloader(0, 0))

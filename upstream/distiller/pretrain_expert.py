@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from s3prl_distiller import settings
 from s3prl_distiller.checkpoint import check_weights
 from s3prl_distiller.data import Batch, Corpus, DataConfig, prepare
-from s3prl_distiller.engine import OptimizerConfig, RunnerConfig
+from s3prl_distiller.engine import OptimizerConfig, RunnerConfig, check_disk
 
 from .derive import derive_student, initialise
 from .encoder import TransformerEncoder
@@ -103,34 +103,21 @@ class UpstreamPretrainExpert(nn.Module):
     """Distils a teacher into a student.
 
     Args:
-        config: the run's config, its section ``distiller`` completed by :func:`~.derive.derive_student`.
+        config: the run's config.
+        student: what is trained.
         teacher: a frozen teacher.
         corpus: the audio.
-
-    Raises:
-        ValueError: crops are shorter than one frame.
     """
 
-    def __init__(self, config: PretrainConfig, teacher: Teacher, corpus: Corpus):
+    def __init__(self, config: PretrainConfig, student: DistillerModel, teacher: Teacher, corpus: Corpus):
         super().__init__()
         self.config = config
         self.corpus = corpus
         self.fingerprint = corpus.fingerprint
         self.teacher = teacher
-        self.model = DistillerModel(config.distiller)
-        shortest = receptive_field(self.model.conv_layers)
-        if config.task.sequence_length < shortest:
-            raise ValueError(
-                f"task.sequence_length={config.task.sequence_length} samples is shorter than one frame ({shortest})"
-            )
-        if isinstance(teacher.twin, nn.Module):
-            copied = initialise(self.model, teacher.twin)
-            total = sum(parameter.numel() for parameter in self.model.parameters())
-            log.info(
-                "%.0f %% of %.2f M parameters of the student start from the teacher", 100 * copied / total, total / 1e6
-            )
-        if isinstance(self.model.encoder, TransformerEncoder):
-            self.model.encoder.gradient_checkpointing = config.runner.gradient_checkpointing
+        self.model = student
+        if isinstance(student.encoder, TransformerEncoder):
+            student.encoder.gradient_checkpointing = config.runner.gradient_checkpointing
         self.model.train()
 
     def verify_teacher(self, device: torch.device, utterances: int = 2) -> None:
@@ -212,32 +199,50 @@ def build(
     Args:
         config: its section ``distiller`` is completed in place.
         given: the keys of ``distiller`` that were given.
-        folder: where the report on the data goes.
+        folder: of the run; the report on the data goes there.
         device: where to train.
         weights: a checkpoint whose weights the student takes, if any.
 
     Raises:
-        ValueError: teacher, data or checkpoint cannot be used, or do not fit together.
+        ValueError: teacher, data or checkpoint cannot be used, or do not fit together, or the disk is too small.
     """
     if config.data.path is None:
         raise ValueError("give the audio to distil on: --data FOLDER_OR_MANIFEST (data.path in a config)")
     teacher = load_teacher(config.teacher)
-    config.distiller = derive_student(given, teacher.info)
     info = teacher.info
-    log.info("Teacher %s: %d layers, %d wide%s", info.name, info.n_layers, info.width, _how(teacher))
-    start = None if weights is None else load_student(weights)
+    how = "" if teacher.twin is not None else ", run as the hub gives it"
+    log.info("Teacher %s: %d layers, %d wide%s", info.name, info.n_layers, info.width, how)
+    config.distiller = derive_student(given, info)
+    student = _build_student(config.distiller, teacher, weights)
+    _check_crop(config.task, student)
+    check_disk(student, config.runner, folder)
     corpus = prepare(config.data, crop_samples=config.task.sequence_length, seed=config.runner.seed, report_dir=folder)
     for line in corpus.describe().splitlines():
         log.info("Data: %s", line)
-    expert = UpstreamPretrainExpert(config, teacher, corpus)
-    if start is not None:
-        check_weights(start.state_dict(), expert.model, str(weights))
-        expert.model.load_state_dict(start.state_dict())
-        log.info("The student's weights are those of %s", weights)
-    expert.to(device)
+    expert = UpstreamPretrainExpert(config, student, teacher, corpus).to(device)
     expert.verify_teacher(device)
     return expert
 
 
-def _how(teacher: Teacher) -> str:
-    return "" if teacher.twin is not None else ", run as the hub gives it"
+def _build_student(config: DistillerConfig, teacher: Teacher, weights: Path | None) -> DistillerModel:
+    student = DistillerModel(config)
+    if weights is not None:
+        saved = load_student(weights).state_dict()
+        check_weights(saved, student, weights)
+        student.load_state_dict(saved)
+        log.info("The student's weights are those of %s", weights)
+    elif teacher.twin is not None:
+        copied = initialise(student, teacher.twin)
+        total = sum(parameter.numel() for parameter in student.parameters())
+        log.info(
+            "%.0f %% of %.2f M parameters of the student start from the teacher", 100 * copied / total, total / 1e6
+        )
+    return student
+
+
+def _check_crop(task: TaskConfig, student: DistillerModel) -> None:
+    shortest = receptive_field(student.conv_layers)
+    if task.sequence_length < shortest:
+        raise ValueError(
+            f"task.sequence_length={task.sequence_length} samples is shorter than one frame: give at least {shortest}"
+        )

@@ -5,6 +5,7 @@ Always in eval mode and without gradient, unless the original's noisy targets ar
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from s3prl_distiller import checkpoint
 from s3prl_distiller.hub import load_hub, register
 
-from .frontend import frame_lengths
 from .model import Encoder
 from .model_config import EncoderConfig
 from .twin import build_twin, hub_normalizes, mismatch
@@ -149,11 +149,6 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     return Teacher(expert, twin, info, config.train_mode)
 
 
-def teacher_frames(lengths: Tensor, info: TeacherInfo) -> Tensor | None:
-    """Frames of each utterance where the teacher's front end is known, else None."""
-    return None if info.architecture is None else frame_lengths(lengths, info.architecture.conv_layers)
-
-
 def _find(config: TeacherConfig) -> tuple[str, dict[str, Any]]:
     """The hub entry and its arguments for what the config names."""
     hub = load_hub()
@@ -167,8 +162,6 @@ def _find(config: TeacherConfig) -> tuple[str, dict[str, Any]]:
         return _HUGGINGFACE_ENTRIES.get(settings.get("model_type", ""), ""), {"ckpt": str(path)}
     if path.is_file():
         return _entry_for_file(path), {"ckpt": str(path)}
-    import difflib
-
     near = difflib.get_close_matches(config.model, hub.options(), n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(
