@@ -180,6 +180,7 @@ def save_folder(path: Path, writers: Mapping[str, Callable[[Path], None]]) -> No
         sums = {}
         for name, write in writers.items():
             write(temporary / name)
+            (temporary / name).chmod(0o666 & ~_umask())  # safetensors makes its files private
             _flush(temporary / name)
             sums[name] = _sha256(temporary / name)
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")

@@ -42,8 +42,8 @@ def run_command(command: Callable[[], int]) -> int:
         raise
     except torch.OutOfMemoryError as error:
         tqdm.write(
-            f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower data.batch_seconds or data.batch_size "
-            "and raise runner.gradient_accumulate_steps, or set runner.gradient_checkpointing=true",
+            f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower data.batch_seconds or "
+            "data.batch_size and raise runner.gradient_accumulate_steps, or set runner.gradient_checkpointing=true",
             file=sys.stderr,
         )
         return 2

@@ -52,8 +52,8 @@ def save_checkpoint(folder: Path, task: Any, trainer: Mapping[str, Any], step: i
     except (OSError, RuntimeError) as error:
         # torch reports a failed write as a RuntimeError.
         raise ValueError(
-            f"the checkpoint of step {step} could not be written to {folder}: {str(error).splitlines()[0]}. The earlier "
-            "checkpoints are intact: mend this (make room, say) and resume with -a."
+            f"the checkpoint of step {step} could not be written to {folder}: {str(error).splitlines()[0]}. The "
+            "earlier checkpoints are intact: mend this (make room, say) and resume with -a."
         ) from error
     kept = sorted(_checkpoints(folder), reverse=True)
     for old, old_path in kept[max_keep:]:

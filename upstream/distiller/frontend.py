@@ -50,7 +50,7 @@ def parse_conv_layers(text: str) -> list[ConvLayer]:
         ) from None
     if not layers or any(len(layer) != 3 or any(not isinstance(n, int) or n < 1 for n in layer) for layer in layers):
         raise ValueError(
-            f"extractor_conv_feature_layers={text!r} needs (channels, kernel, stride), three whole numbers above 0, a layer"
+            f"extractor_conv_feature_layers={text!r} needs (channels, kernel, stride), whole numbers above 0, a layer"
         )
     return layers
 
