@@ -35,7 +35,7 @@ class RunLog:
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Log values of a step under ``train`` or ``valid``."""
-        line = {"kind": kind, "step": step, **{name: round(value, 6) for name, value in values.items()}}
+        line = {"kind": kind, "step": step, **{name: float(f"{value:.7g}") for name, value in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
