@@ -47,6 +47,11 @@ def run_command(command: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return 2
+    except OSError as error:
+        # A folder that cannot be written, say: the message names it.
+        tqdm.write(f"error: {error}", file=sys.stderr)
+        logging.getLogger(__name__).debug("", exc_info=True)
+        return 2
     except KeyboardInterrupt:
         tqdm.write("stopped", file=sys.stderr)
         return 130

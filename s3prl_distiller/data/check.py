@@ -10,7 +10,7 @@ from pathlib import Path
 from s3prl_distiller.audio import SAMPLE_RATE
 
 from .scan import Facts
-from .sources import Utterance
+from .utterance import Utterance
 
 SILENCE = 1e-4  # peak (-80 dB of full scale) below which a file holds no signal
 _OVERHANG = 0.05  # seconds by which a cut may end after its recording, as rounded manifests do

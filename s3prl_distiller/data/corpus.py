@@ -14,14 +14,13 @@ from .check import Finding, counts, judge, write_report
 from .config import DataConfig, cache_folder, validate, worker_count
 from .loader import Batch, Limits, TrainOrder, ValidOrder, make_loader
 from .scan import cache_file, scan
-from .sources import Utterance, as_bytes, read_utterances
+from .sources import read_utterances
+from .utterance import Utterance, as_bytes
 
 _LATE = 120  # seconds; reaching further into a file that cannot be sought in costs more than decoding a whole crop
 
 
-def prepare(
-    config: DataConfig, *, crop_samples: int, seed: int, report_dir: Path, progress: bool = True
-) -> Corpus:
+def prepare(config: DataConfig, *, crop_samples: int, seed: int, report_dir: Path, progress: bool = True) -> Corpus:
     """List, check and split the data that ``config.path`` names.
 
     Args:
@@ -130,9 +129,7 @@ def windows(utterance: Utterance, split_seconds: float) -> list[Utterance]:
     ]
 
 
-def hold_out(
-    utterances: list[Utterance], share: float, seconds: float
-) -> tuple[list[Utterance], list[Utterance]]:
+def hold_out(utterances: list[Utterance], share: float, seconds: float) -> tuple[list[Utterance], list[Utterance]]:
     """Part training from validation by a hash of each recording's name.
 
     Adding files therefore never moves a recording from training to validation. Both sides get at least one recording;

@@ -19,7 +19,7 @@ from s3prl_distiller import audio
 from s3prl_distiller.audio import SAMPLE_RATE
 
 from .scan import load_cut
-from .sources import TarMember, Utterance, as_bytes, open_audio, place_of
+from .utterance import TarMember, Utterance, as_bytes, open_audio, place_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut

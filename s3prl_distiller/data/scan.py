@@ -21,7 +21,7 @@ from tqdm import tqdm
 from s3prl_distiller import audio
 
 from .config import cores
-from .sources import TarMember, as_bytes, open_audio, place_of
+from .utterance import TarMember, as_bytes, open_audio, place_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut

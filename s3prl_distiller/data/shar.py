@@ -13,7 +13,7 @@ from lhotse.cut import Cut
 from lhotse.lazy import LazyJsonlIterator, LazyManifestIterator
 from lhotse.serialization import deserialize_item
 
-from .sources import TarMember, Utterance
+from .utterance import TarMember, Utterance
 
 
 def read_lhotse(path: Path) -> Iterator[Utterance]:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
-import io
 import json
 import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any
 
-if TYPE_CHECKING:
-    from lhotse.cut import Cut
+from .utterance import Utterance
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 OTHER_AUDIO = (".m4a", ".aac", ".wma", ".mp4", ".webm", ".amr", ".sph", ".mka", ".aif", ".aiff")
@@ -26,68 +23,6 @@ ACCEPTED = (
     f"a folder of audio ({', '.join(SUFFIXES)}), a .csv or .jsonl manifest, "
     "lhotse cuts or recordings (.jsonl, .jsonl.gz) or a lhotse Shar folder"
 )
-
-
-class TarMember(NamedTuple):
-    """One file inside an uncompressed tar, read in place."""
-
-    path: str
-    name: str
-    offset: int
-    size: int
-
-
-class NamedBytes(io.BytesIO):
-    """Bytes in memory that know what to be called in a message."""
-
-    def __init__(self, data: bytes, name: str):
-        super().__init__(data)
-        self.name = name
-
-
-@dataclass(slots=True)
-class Utterance:
-    """A stretch of audio that is trained on as one.
-
-    ``audio`` is a path, a member of a tar, or a lhotse cut for whatever is neither. ``start`` and ``duration``
-    (seconds) lie within it; ``duration`` is ``None`` until the audio has been scanned where nothing states it.
-    ``group`` is shared by utterances of one recording. ``claimed`` is a length in seconds that a manifest states for
-    the whole file.
-    """
-
-    id: str
-    group: str
-    audio: str | TarMember | Cut
-    start: float = 0.0
-    duration: float | None = None
-    claimed: float | None = None
-    custom: dict[str, Any] | None = None
-
-    @property
-    def place(self) -> str:
-        """Where the audio is, for messages and as the key of its scan."""
-        return place_of(self.audio)
-
-
-def place_of(audio: str | TarMember | Cut) -> str:
-    """A name for where the audio is: a path, ``TAR:MEMBER`` or ``cut:ID``."""
-    if isinstance(audio, str):
-        return audio
-    return f"{audio.path}:{audio.name}" if isinstance(audio, TarMember) else f"cut:{audio.id}"
-
-
-def as_bytes(text: str) -> bytes:
-    """For hashing: file names need not be valid UTF-8, and Python carries their odd bytes as surrogates."""
-    return text.encode("utf-8", "surrogateescape")
-
-
-def open_audio(audio: str | TarMember) -> str | BinaryIO:
-    """What ``s3prl_distiller.audio`` can read: the path itself, or a member's bytes."""
-    if isinstance(audio, str):
-        return audio
-    with open(audio.path, "rb") as file:
-        file.seek(audio.offset)
-        return NamedBytes(file.read(audio.size), place_of(audio))
 
 
 def read_utterances(path: str | None, sets: list[str]) -> tuple[list[Utterance], list[str]]:

@@ -63,12 +63,19 @@ def save_checkpoint(folder: Path, task: Any, trainer: Mapping[str, Any], step: i
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; a damaged one is named in a warning and passed over."""
-    for _, path in sorted(_checkpoints(folder), reverse=True):
+    """The newest whole checkpoint of a run, or None where it has none yet; a damaged one is passed over with a warning.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged.
+    """
+    found = sorted(_checkpoints(folder), reverse=True)
+    for _, path in found:
         damage = checkpoint.folder_damage(path)
         if damage is None:
             return path
-        log.warning("The checkpoint %s is damaged (%s): taking the one before it.", path, damage)
+        log.warning("The checkpoint %s is damaged (%s): looking for the one before it.", path, damage)
+    if found:
+        raise ValueError(f"every checkpoint in {folder} is damaged: start again under another name (-n)")
     return None
 
 

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from s3prl_distiller import audio
 from s3prl_distiller.data import Batch, DataConfig
 from s3prl_distiller.data.loader import Limits, TrainOrder, ValidOrder, bucket_edges, make_loader
-from s3prl_distiller.data.sources import Utterance
+from s3prl_distiller.data.utterance import Utterance
 
 
 def utterances(lengths: list[int]) -> list[Utterance]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from s3prl_distiller import audio
 from s3prl_distiller.data import corpus
 from s3prl_distiller.data.corpus import hold_out, windows
-from s3prl_distiller.data.sources import Utterance
+from s3prl_distiller.data.utterance import Utterance
 
 
 @settings(max_examples=100, deadline=None)
