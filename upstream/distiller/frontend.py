@@ -18,6 +18,7 @@ ConvLayer = tuple[int, int, int]
 """Output channels, kernel width and stride of one convolution, both in samples of its input."""
 
 HUBERT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
+_MOST_LAYERS = 1000  # a checkpoint that repeats a layer more often than that is out to fill the memory
 
 
 def parse_conv_layers(text: str) -> list[ConvLayer]:
@@ -38,12 +39,16 @@ def parse_conv_layers(text: str) -> list[ConvLayer]:
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 return build(left) + build(right)
             case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return build(left) * build(right)
+                part, times = build(left), build(right)
+                if isinstance(part, int):
+                    part, times = times, part
+                if len(part) * times <= _MOST_LAYERS:
+                    return part * times
         raise TypeError(ast.unparse(node))
 
     try:
         layers: list[Any] = [tuple(layer) for layer in build(ast.parse(text.strip(), mode="eval").body)]
-    except (SyntaxError, TypeError, MemoryError) as error:
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(
             f"extractor_conv_feature_layers={text!r} is not a list of (channels, kernel, stride) such as "
             f"{HUBERT_CONV_LAYERS!r}: {error}"
