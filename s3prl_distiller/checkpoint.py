@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,22 @@ _PASSED_OVER = (
     "s3prl.schedulers.",
     "schedulers.",
     "torch.optim.",
+)
+
+# What damaged bytes make torch's unpickler and zipfile raise.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -84,9 +101,11 @@ def load_torch(path: str | Path) -> Any:
         stand_ins = [(type("Inert", (_Inert,), {}), name) for name in names]
         with torch.serialization.safe_globals(stand_ins):  # pyright: ignore[reportArgumentType]
             return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint at {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, IndexError, AttributeError, OSError) as error:
+    except _UNREADABLE as error:
         reason = str(error).split("\n")[0][:200]
         raise CheckpointError(f"{path} cannot be read as a checkpoint (damaged, or not one): {reason}") from None
 
@@ -111,7 +130,7 @@ def load_json(path: str | Path) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object")

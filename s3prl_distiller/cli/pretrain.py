@@ -87,14 +87,15 @@ def _run(args: argparse.Namespace) -> int:
     _seed(config.runner.seed)
     expert = module.build(config, given, folder, device, resume or weights)
     if args.dry_run:
-        print(estimate(expert, config.runner, config.optimizer, folder, device))
+        text = estimate(expert, config.runner, config.optimizer, folder, device)
+        sys.stdout.write(f"{text}\n")
         return 0
     (folder / "config.yaml").write_text(settings.to_yaml(config), encoding="utf-8")
     outcome = train(expert, config.runner, config.optimizer, folder, device, resume)
     if outcome.signal is not None:
         log.info("Stopped at step %d, saved %s. The same command with -a goes on.", outcome.step, outcome.checkpoint)
         return 130 if outcome.signal == signal.SIGINT else 0
-    print(report.write(folder, expert.describe(), outcome.checkpoint))
+    sys.stdout.write(report.write(folder, expert.describe(), outcome.checkpoint))
     return 0
 
 

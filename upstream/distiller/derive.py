@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from .frontend import parse_conv_layers
 from .model import DistillerModel
 from .model_config import DistillerConfig, EncoderConfig
 from .teacher import TeacherInfo
+
+log = logging.getLogger(__name__)
 
 # What a student takes over from its teacher unless its config says otherwise: shape, norm placement, biases. How many
 # layers it has, and what it predicts, is the recipe's affair.
@@ -54,6 +57,13 @@ def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerC
         values["n_tasks"] = len(given["pred_layer_id"])
     config = DistillerConfig(**{**values, **given})
     config.check()
+    if config.normalize != teacher.normalize:
+        log.warning(
+            "distiller.normalize=%s, but teacher %s has %s: the two hear different waveforms",
+            config.normalize,
+            teacher.name,
+            teacher.normalize,
+        )
     missing = [layer for layer in config.targets if not 0 <= layer <= teacher.n_layers]
     if missing:
         raise ValueError(
