@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,10 +90,8 @@ class Running:
         return event()
 
     def send(self, number: int, *, group: bool = False) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, number)
-        except ProcessLookupError:
-            pass
 
 
 @dataclass
@@ -102,9 +103,14 @@ class Commands:
     corpus: Path
     environment: dict[str, str]
     started: list[Running] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, cwd: Path, *arguments: str | Path, file_limit: int | None = None) -> Running:
         """Start it by forking a process that has torch imported: the same script from its first line, sooner."""
+        with self.lock:
+            return self._start(cwd, arguments, file_limit)
+
+    def _start(self, cwd: Path, arguments: Sequence[str | Path], file_limit: int | None) -> Running:
         files = self.folder / f"command{len(self.started)}"
         request = {
             "argv": list(map(str, arguments)),
@@ -127,6 +133,13 @@ class Commands:
         command = [sys.executable, str(ROOT / "run_pretrain.py"), *map(str, arguments)]
         done = subprocess.run(command, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=240)
         return Finished(done.returncode, done.stdout, done.stderr)
+
+    @staticmethod
+    def at_once(*stories: Callable[[], Any]) -> None:
+        """Run functions that mostly wait for commands, two at a time; the first failure is raised."""
+        with ThreadPoolExecutor(2) as pool:
+            for future in [pool.submit(story) for story in stories]:
+                future.result()
 
     def training(self, settings: Mapping[str, Any] | None = None, data: Path | None = None) -> list[str]:
         """Arguments of a tiny run of the bundled teacher, apart from its name."""

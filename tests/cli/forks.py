@@ -19,13 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def warm_up() -> None:
     """Import what a run imports, and load a teacher, so that what is imported late is there as well."""
     import lhotse.dataset.sampling  # noqa: F401
-    import matplotlib.backends.backend_agg  # noqa: F401
+    import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
-
-    import s3prl_distiller.cli.pretrain
-    import s3prl_distiller.upstream.distiller.pretrain_expert  # noqa: F401
     from s3prl_distiller.upstream.distiller.teacher import TeacherConfig, load_teacher
+
 
     load_teacher(TeacherConfig(model=str(ROOT / "s3prl_distiller" / "quickstart" / "hubert_nano")))
 

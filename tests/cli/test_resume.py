@@ -8,12 +8,13 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# Dropout is on (0.1). 8 steps of 2 batches are more than an epoch of 8 batches, so that its end is crossed as well;
+# Dropout is on (0.1). 8 steps of 2 batches are more than an epoch (8 batches), so that its end is crossed as well;
 # steps are logged, saved and validated at numbers that do not divide each other.
 ACCUMULATED = {
     "task.sequence_length": 8000,
@@ -64,17 +65,19 @@ def test_workers_change_nothing(commands: Any, tmp_path: Path, same: Callable) -
     assert same(one(tmp_path))
 
 
-@pytest.mark.parametrize("moment", ["first line of the log", "states-2", "states-6.ckpt"])
-def test_killed_at(moment: str, commands: Any, tmp_path: Path, same: Callable) -> None:
-    command = [*commands.training(ACCUMULATED), "-n", "one", "-a"]
-    run = one(tmp_path)
-    awaited = run / ("log.jsonl" if moment.startswith("first") else moment)
-    first = commands.start(tmp_path, *command)
-    assert first.until(lambda: awaited.exists() and (awaited.is_dir() or awaited.stat().st_size > 0)), first.err
-    first.send(signal.SIGKILL)
-    assert first.wait().status == -signal.SIGKILL and not (run / "states-8").exists()
-    again = commands.run(tmp_path, *command).success()
-    assert same(run), again.err
+def test_killed(commands: Any, tmp_path: Path, same: Callable) -> None:
+    def story(awaited: str) -> None:
+        command = [*commands.training(ACCUMULATED), "-n", "one", "-a"]
+        cwd = tmp_path / awaited
+        cwd.mkdir()
+        first = commands.start(cwd, *command)
+        assert first.until((one(cwd) / awaited).exists), first.err
+        first.send(signal.SIGKILL)
+        assert first.wait().status == -signal.SIGKILL and not (one(cwd) / "states-8").exists()
+        again = commands.run(cwd, *command).success()
+        assert same(one(cwd)), again.err
+
+    commands.at_once(*(partial(story, awaited) for awaited in ("states-2", "states-6.ckpt")))
 
 
 def test_killed_in_process_and_between_log_lines(
@@ -96,11 +99,11 @@ def test_killed_again_and_again_while_it_writes(commands: Any, tmp_path: Path, s
     """A few times as soon as a temporary file or folder is seen, then at random moments."""
     command = [*commands.training({**ACCUMULATED, "runner.save_step": 1}), "-n", "one", "-a"]
     run, chance = one(tmp_path), random.Random(0)
-    for attempt in range(6):
+    for attempt in range(4):
         before = set(run.glob(".states-*"))
         current = commands.start(tmp_path, *command)
         current.until(lambda before=before: bool(set(run.glob(".states-*")) - before))
-        if attempt >= 3:
+        if attempt >= 2:
             time.sleep(chance.uniform(0, 0.2))
         current.send(signal.SIGKILL)
         current.wait()
@@ -109,34 +112,33 @@ def test_killed_again_and_again_while_it_writes(commands: Any, tmp_path: Path, s
     assert same(run)
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_asked_to_stop(number: signal.Signals, group: bool, commands: Any, tmp_path: Path, same: Callable) -> None:
+def test_asked_to_stop(commands: Any, tmp_path: Path, same: Callable) -> None:
     """Also where the whole process group is asked, workers included, as a terminal and Slurm do."""
-    command = [*commands.training(ACCUMULATED), "-n", "one", "-a"]
-    run = one(tmp_path)
-    first = commands.start(tmp_path, *command)
-    assert first.until(lambda: (run / "log.jsonl").exists() and '"train"' in (run / "log.jsonl").read_text())
-    first.send(number, group=group)
-    stopped = first.wait()
-    assert stopped.status == (0 if number == signal.SIGTERM else 130), stopped.err
-    assert "Traceback" not in stopped.err and "-a goes on" in stopped.err
-    newest = max(int(path.stem.removeprefix("states-")) for path in run.glob("states-*.ckpt"))
-    assert 3 <= newest < 8 and f"Stopped at step {newest}" in stopped.err
-    assert (run / f"states-{newest}" / "checksums.json").exists()
-    commands.run(tmp_path, *command).success()
-    assert same(run)
 
+    def story(number: signal.Signals, group: bool, moment: str) -> None:
+        command = [*commands.training(ACCUMULATED), "-n", "one", "-a"]
+        cwd = tmp_path / f"{number.name}-{group}-{moment}"
+        cwd.mkdir()
+        run = one(cwd)
+        first = commands.start(cwd, *command)
+        assert first.until(lambda: (run / "log.jsonl").exists() and moment in (run / "log.jsonl").read_text())
+        first.send(number, group=group)
+        stopped = first.wait()
+        assert stopped.status == (0 if number == signal.SIGTERM else 130), stopped.err
+        assert "Traceback" not in stopped.err and "-a goes on" in stopped.err
+        newest = max(int(path.stem.removeprefix("states-")) for path in run.glob("states-*.ckpt"))
+        assert f"Stopped at step {newest}" in stopped.err and newest < 8
+        assert newest >= 3 or moment == "valid"
+        assert (run / f"states-{newest}" / "checksums.json").exists()
+        commands.run(cwd, *command).success()
+        assert same(run)
 
-def test_asked_to_stop_before_the_first_step(commands: Any, tmp_path: Path, same: Callable) -> None:
-    command = [*commands.training(ACCUMULATED), "-n", "one", "-a"]
-    first = commands.start(tmp_path, *command)
-    assert first.until((one(tmp_path) / "log.jsonl").exists)
-    first.send(signal.SIGTERM, group=True)
-    assert first.wait().status in (0, -signal.SIGTERM)  # the latter before there is anything to save
-    assert not (one(tmp_path) / "states-2").exists()
-    commands.run(tmp_path, *command).success()
-    assert same(one(tmp_path))
+    commands.at_once(
+        partial(story, signal.SIGTERM, False, "train"),
+        partial(story, signal.SIGTERM, True, "train"),
+        partial(story, signal.SIGINT, True, "train"),
+        partial(story, signal.SIGTERM, True, "valid"),
+    )
 
 
 # -- damage
@@ -160,12 +162,16 @@ def lose_a_file(checkpoint: Path) -> None:
     (checkpoint / "trainer.pt").unlink()
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_byte, forget_the_sums, lose_a_file])
-def test_damaged_checkpoint_is_passed_over(damage: Callable, commands: Any, begun: Path, same: Callable) -> None:
-    damage(one(begun) / "states-6")
-    done = commands.run(begun, *commands.training(ACCUMULATED), "-n", "one", "-a").success()
-    assert "WARNING" in done.err and "states-6 is damaged" in done.err
-    assert "states-4" in done.err and same(one(begun))
+def test_damaged_checkpoint_is_passed_over(commands: Any, begun: Path, same: Callable) -> None:
+    def story(damage: Callable[[Path], None]) -> None:
+        cwd = begun / damage.__name__
+        shutil.copytree(one(begun), one(cwd))
+        damage(one(cwd) / "states-6")
+        done = commands.run(cwd, *commands.training(ACCUMULATED), "-n", "one", "-a").success()
+        assert "WARNING" in done.err and "states-6 is damaged" in done.err
+        assert same(one(cwd)), damage
+
+    commands.at_once(*(partial(story, damage) for damage in (truncate, flip_a_byte, forget_the_sums, lose_a_file)))
 
 
 def test_all_checkpoints_damaged(commands: Any, begun: Path, contents: Callable) -> None:
