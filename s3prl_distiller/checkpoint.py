@@ -27,6 +27,10 @@ CHECKSUMS = "checksums.json"
 # is read as an inert object; anything else is refused.
 _PASSED_OVER = (
     "argparse.Namespace",
+    "builtins.dict",  # these four and typing: what an omegaconf.DictConfig says of the types of its values
+    "builtins.int",
+    "builtins.list",
+    "builtins.str",
     "collections.",
     "easydict.EasyDict",
     "numpy.",
@@ -37,6 +41,7 @@ _PASSED_OVER = (
     "s3prl.schedulers.",
     "schedulers.",
     "torch.optim.",
+    "typing.",
 )
 
 # What damaged bytes make torch's unpickler and zipfile raise.
