@@ -5,6 +5,7 @@ write) and ``file_limit`` (bytes that a file may grow to, or null). The answer i
 The command runs from the script's first line as the leader of its own session, and ends as any Python program does.
 """
 
+import gc
 import json
 import os
 import resource
@@ -67,5 +68,6 @@ def become(request: dict) -> None:
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
     warm_up()
+    gc.freeze()  # else the first collection of each command copies all memory that it shares with this process
     become(serve())
     runpy.run_path(sys.argv[0], run_name="__main__")
