@@ -44,9 +44,10 @@ _PASSED_OVER = (
     "typing.",
 )
 
-# What damaged bytes make torch's unpickler and zipfile raise.
-_UNREADABLE = (
+# What damaged bytes make torch's unpickler, zipfile and safetensors raise.
+UNREADABLE = (
     pickle.UnpicklingError,
+    safetensors.SafetensorError,
     zipfile.BadZipFile,
     struct.error,
     ArithmeticError,
@@ -110,7 +111,7 @@ def load_torch(path: str | Path) -> Any:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint at {path}") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = str(error).split("\n")[0][:200]
         raise CheckpointError(f"{path} cannot be read as a checkpoint (damaged, or not one): {reason}") from None
 

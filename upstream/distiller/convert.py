@@ -62,10 +62,12 @@ def huggingface_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
     if kind == "data2vec-audio":
         depth, each = config["num_conv_pos_embeddings"], config.get("conv_pos_kernel_size", 19)
         kernel = depth * each
+    # Whatever their configs say, transformers' data2vec-audio models are built in one way.
+    layer_norms = kind == "data2vec-audio" or config.get("feat_extract_norm", "group") == "layer"
     activation = str(config.get("hidden_act", "gelu"))
     layers = zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True)
     return EncoderConfig(
-        extractor_mode="layer_norm" if config.get("feat_extract_norm", "group") == "layer" else "default",
+        extractor_mode="layer_norm" if layer_norms else "default",
         extractor_conv_feature_layers=format_conv_layers(list(layers)),
         conv_bias=bool(config.get("conv_bias", False)),
         feature_layer_norm=bool(config.get("feat_proj_layer_norm", True)),
@@ -80,7 +82,7 @@ def huggingface_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
         encoder_ffn_embed_dim=config["intermediate_size"],
         encoder_attention_heads=config["num_attention_heads"],
         activation_fn=_ACTIVATIONS.get(activation, activation),
-        layer_norm_first=bool(config.get("do_stable_layer_norm", False)),
+        layer_norm_first=bool(config.get("do_stable_layer_norm", False)) and kind != "data2vec-audio",
         dropout=config.get("hidden_dropout", 0.1),
         attention_dropout=config.get("attention_dropout", 0.1),
         activation_dropout=config.get("activation_dropout", 0.1),

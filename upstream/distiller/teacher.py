@@ -126,7 +126,10 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         raise ValueError("teacher.train_mode=true needs teacher.twin=false: a twin has no dropout")
     register()
     name, arguments = _find(config)
-    expert = _instantiate(name, arguments).eval().requires_grad_(False)
+    expert: Any = _instantiate(name, arguments).eval().requires_grad_(False)
+    if hasattr(getattr(getattr(expert, "model", None), "config", None), "to_dict"):
+        # transformers 5 leaves out the normalisation at a pre-norm encoder's end; its version 4 and fairseq have it.
+        expert.model.config.tie_last_hidden_states = True
     twin = build_twin(expert) if config.twin else None
     probe = torch.randn(16_000, generator=torch.Generator().manual_seed(0)) * 0.1
     hidden_states = _probe(expert, probe, name)
@@ -135,7 +138,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         if difference is not None:
             log.warning("The twin of teacher %s gives %s: going on with the hub's own forward.", name, difference)
             twin = None
-    rate = expert.get_downsample_rates("hidden_states")  # pyright: ignore[reportCallIssue]
+    rate = expert.get_downsample_rates("hidden_states")
     info = TeacherInfo(
         name=config.model if config.ckpt is None else f"{config.model} ({config.ckpt})",
         n_layers=len(hidden_states) - 1,
@@ -159,6 +162,12 @@ def _find(config: TeacherConfig) -> tuple[str, dict[str, Any]]:
         settings = checkpoint.load_json(path / checkpoint.CONFIG)
         if settings.get("format") == "s3prl_distiller":
             return "distiller_local", {"ckpt": str(path)}
+        if not (path / "preprocessor_config.json").is_file():
+            # s3prl would take another model's.
+            raise checkpoint.CheckpointError(
+                f"{path} has no preprocessor_config.json, which says whether waveforms are normalised: put one there, "
+                'such as {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": false}'
+            )
         return _HUGGINGFACE_ENTRIES.get(settings.get("model_type", ""), ""), {"ckpt": str(path)}
     if path.is_file():
         return _entry_for_file(path), {"ckpt": str(path)}
@@ -190,18 +199,19 @@ def _entry_for_file(path: Path) -> str:
 def _instantiate(name: str, arguments: dict[str, Any]) -> nn.Module:
     if not name:
         return HuggingFaceExpert(arguments["ckpt"])
-    source = arguments.get("ckpt", f"the s3prl hub's {name}")
+    source = arguments.get("ckpt", f"{name} of the s3prl hub")
     try:
         return getattr(load_hub(), name)(**arguments)
     except (OSError, ConnectionError) as error:
         from s3prl.util.download import get_dir
 
+        reason = str(error).split("\n")[0][:200]
         raise ValueError(
-            f"teacher {source} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            f"teacher {source} could not be loaded ({type(error).__name__}: {reason}). "
             f"A registered checkpoint is downloaded into {get_dir()}; without a network pass a local one, "
             "--teacher FILE_OR_FOLDER."
         ) from error
-    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, *checkpoint.UNREADABLE) as error:
         reason = str(error).split("\n")[0][:300] or type(error).__name__
         raise ValueError(f"teacher {source} could not be loaded as {name}: {reason}") from error
 
@@ -227,8 +237,9 @@ class HuggingFaceExpert(nn.Module):
         try:
             self.extracter: Any = AutoFeatureExtractor.from_pretrained(ckpt)
             self.model: Any = AutoModel.from_pretrained(ckpt)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"teacher {ckpt} could not be loaded: {str(error).splitlines()[0][:300]}") from error
+        except checkpoint.UNREADABLE as error:
+            reason = str(error).split("\n")[0][:300] or type(error).__name__
+            raise ValueError(f"teacher {ckpt} could not be loaded: {reason}") from error
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         rate = 1
