@@ -27,7 +27,7 @@ class RunnerConfig:
         for key in ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep"):
             if getattr(self, key) < 1:
                 raise ValueError(f"runner.{key}={getattr(self, key)} must be at least 1")
-        if self.gradient_clipping <= 0:
+        if not self.gradient_clipping > 0:
             raise ValueError(f"runner.gradient_clipping={self.gradient_clipping} must be above 0")
         if self.precision not in PRECISIONS:
             raise ValueError(f"runner.precision={self.precision!r} is not one of {', '.join(PRECISIONS)}")
@@ -49,8 +49,11 @@ class OptimizerConfig:
         """Raises ValueError, naming the key, where the values make no optimiser."""
         if self.name not in ("AdamW_with_schedule", "AdamW"):
             raise ValueError(f"optimizer.name={self.name!r} is not known: use AdamW_with_schedule")
-        if not self.lr > 0:
-            raise ValueError(f"optimizer.lr={self.lr} must be above 0")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"optimizer.lr={self.lr} must be above 0 and finite")
+        for key in ("eps", "weight_decay"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise ValueError(f"optimizer.{key}={getattr(self, key)} must be 0 or above, and finite")
         if not 0 <= self.warmup_proportion < 1:
             raise ValueError(f"optimizer.warmup_proportion={self.warmup_proportion} must be in [0, 1)")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
