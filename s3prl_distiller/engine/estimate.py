@@ -67,7 +67,7 @@ def estimate(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        float(loss)  # waits for the device
+        loss.item()  # waits for the device
         times.append(time.monotonic() - started)
         audio.append(batch.seconds)
     timed, heard = times[_WARM_UP:] or times, audio[_WARM_UP:] or audio
