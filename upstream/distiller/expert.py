@@ -35,6 +35,7 @@ class UpstreamExpert(UpstreamBase):
         model = load_student(ckpt)
         self.model = model if _flag(options, "load_pretrain", True) else DistillerModel(model.config)
         self.no_grad = _flag(options, "no_grad", False)
+        self.wav_normalize = model.config.normalize  # where s3prl's experts say it
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         """Samples at 16 kHz for one frame of any of the features: 320 for HuBERT's front end."""
