@@ -72,8 +72,11 @@ def load(
     given = _merge(schema, given, dict(options), "the command line")
     for text in overrides:
         given = _merge(schema, given, translate(parse_overrides(text)), "the override (-o)")
-    merged = OmegaConf.merge(OmegaConf.structured(schema), given)
-    return OmegaConf.to_object(merged), cast(dict[str, Any], OmegaConf.to_container(given))
+    try:
+        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    except OmegaConfBaseException as error:  # an interpolation, ${...}, that leads nowhere or to another type
+        raise SettingsError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}") from None
+    return merged, cast(dict[str, Any], OmegaConf.to_container(given))
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
     try:
         values = OmegaConf.from_dotlist([re.sub(r"^config\.", "", pair) for pair in pairs])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise SettingsError(f"the override {text!r} cannot be read: {error}") from None
+        raise SettingsError(f"the override {text!r} cannot be read: {' '.join(str(error).split())}") from None
     return cast(dict[str, Any], OmegaConf.to_container(values))
 
 

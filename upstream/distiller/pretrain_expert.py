@@ -96,7 +96,7 @@ def load_config(
     config, given = settings.load(PretrainConfig, files, options, overrides, from_s3prl)
     config.runner.check()
     config.optimizer.check()
-    return config, given.get("distiller", {})
+    return config, {key: getattr(config.distiller, key) for key in given.get("distiller", {})}
 
 
 class UpstreamPretrainExpert(nn.Module):
@@ -184,10 +184,9 @@ class UpstreamPretrainExpert(nn.Module):
             f"prediction heads ({heads / 1e6:.2f} M), predicts layers {', '.join(map(str, config.targets))}",
             "Data": "; ".join(self.corpus.describe().splitlines()),
         }
-        if self.teacher.twin is not None:
-            size = sum(parameter.numel() for parameter in self.teacher.twin.parameters())
-            smaller = 100 * (1 - (student - heads) / size)
-            lines["Size"] = f"{smaller:.0f} % smaller than the teacher ({size / 1e6:.2f} M)"
+        if info.parameters:
+            smaller = 100 * (1 - (student - heads) / info.parameters)
+            lines["Size"] = f"{smaller:.0f} % smaller than the teacher ({info.parameters / 1e6:.2f} M)"
         return lines
 
 
@@ -210,7 +209,7 @@ def build(
         raise ValueError("give the audio to distil on: --data FOLDER_OR_MANIFEST (data.path in a config)")
     teacher = load_teacher(config.teacher)
     info = teacher.info
-    how = "" if teacher.twin is not None else ", run as the hub gives it"
+    how = "" if teacher.runs_twin else ", run as the hub gives it"
     log.info("Teacher %s: %d layers, %d wide%s", info.name, info.n_layers, info.width, how)
     config.distiller = derive_student(given, info)
     student = _build_student(config.distiller, teacher, weights)
