@@ -160,7 +160,7 @@ def test_noisy_targets_only_where_asked_for(teacher_path, waves):
 def test_without_a_twin_the_hub_s_own_forward_runs(teacher_path, waves):
     path = str(teacher_path("wav2vec2", "s3prl", "base"))
     teacher = load_teacher(TeacherConfig(model=path, twin=False))
-    assert teacher.twin is None
+    assert not teacher.runs_twin
     assert teacher.info.architecture is None
     assert not teacher.info.normalize
     lengths = torch.tensor([len(wav) for wav in waves])
