@@ -134,10 +134,9 @@ def test_asked_to_stop(commands: Any, tmp_path: Path, same: Callable) -> None:
         assert same(run)
 
     commands.at_once(
-        partial(story, signal.SIGTERM, False, "train"),
         partial(story, signal.SIGTERM, True, "train"),
         partial(story, signal.SIGINT, True, "train"),
-        partial(story, signal.SIGTERM, True, "valid"),
+        partial(story, signal.SIGTERM, False, "valid"),
     )
 
 
