@@ -62,7 +62,7 @@ def test_dry_run_says_what_the_run_will_cost(commands: Any, tmp_path: Path, cont
 def test_recipe_of_s3prl(commands: Any, tmp_path: Path) -> None:
     """Teacher in train mode, loss on padding, loss scaling, decay of all but biases: what the file says is done."""
     run = tmp_path / RESULTS / "one"
-    # Crops are short because a CPU takes 20 times as long for longer ones in float16.
+    # Crops are short because a CPU is slow in float16, but longer than a mask of SpecAugment (10 frames).
     command = [*commands.training({**TWO, "runner.log_step": 1, "task.sequence_length": 4800}), "-n", "one"]
     command[command.index("quickstart")] = "distilhubert_s3prl"
     done = commands.run(tmp_path, *command).success()
