@@ -47,7 +47,8 @@ class TeacherInfo:
     width: int  # of each hidden state
     downsample_rate: int  # samples a frame
     normalize: bool  # whether it brings waveforms to zero mean and unit variance
-    architecture: EncoderConfig | None  # None: run as the hub gives it
+    architecture: EncoderConfig | None  # None: not of the wav2vec 2.0 family
+    parameters: int = 0  # those that its hidden states pass through, where the architecture is known
 
 
 class Teacher(nn.Module):
@@ -55,23 +56,27 @@ class Teacher(nn.Module):
 
     Args:
         expert: a hub expert.
-        twin: its weights in our Encoder, or None to run the expert itself.
+        twin: its weights in our Encoder, if they fit there: what a student starts from, and what is run.
         info: what it is.
-        train_mode: keep its dropout on.
+        config: how it is to be run.
     """
 
-    def __init__(self, expert: nn.Module, twin: Encoder | None, info: TeacherInfo, train_mode: bool = False):
+    def __init__(self, expert: nn.Module, twin: Encoder | None, info: TeacherInfo, config: TeacherConfig):
         super().__init__()
         self.expert: nn.Module | None = expert
         self.twin = twin
         self.info = info
-        self.train_mode = train_mode
+        self.config = config
         self.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:
         """Whatever mode is asked for, a teacher stays in eval mode: dropout in it would be noise in the targets."""
-        return super().train(self.train_mode)
+        return super().train(self.config.train_mode)
+
+    @property
+    def runs_twin(self) -> bool:
+        return self.twin is not None and self.config.twin
 
     def verify(self, wavs: Sequence[Tensor]) -> None:
         """Compare the twin with the hub's own forward on real utterances, then keep only the one that will be run.
@@ -79,6 +84,8 @@ class Teacher(nn.Module):
         Args:
             wavs: waveforms (samples,) at 16 kHz on the teacher's device.
         """
+        if not self.config.twin:
+            self.twin = None
         if self.twin is None:
             return
         assert self.expert is not None, "a teacher is verified once"
@@ -105,7 +112,7 @@ class Teacher(nn.Module):
         Returns:
             (B, len(layers), T, width); frames beyond an utterance's end mean nothing.
         """
-        if self.twin is not None:
+        if self.twin is not None and self.config.twin:
             hidden_states = self.twin(wave, lengths, last_layer=max(layers)).hidden_states
         else:
             assert self.expert is not None
@@ -130,7 +137,8 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     if hasattr(getattr(getattr(expert, "model", None), "config", None), "to_dict"):
         # transformers 5 leaves out the normalisation at a pre-norm encoder's end; its version 4 and fairseq have it.
         expert.model.config.tie_last_hidden_states = True
-    twin = build_twin(expert) if config.twin else None
+        expert.model.config.apply_spec_augment = False  # in train mode it would mask the targets
+    twin = build_twin(expert)
     probe = torch.randn(16_000, generator=torch.Generator().manual_seed(0)) * 0.1
     hidden_states = _probe(expert, probe, name)
     if twin is not None:
@@ -146,10 +154,11 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         downsample_rate=rate if isinstance(rate, int) else rate[-1],
         normalize=twin.config.normalize if twin is not None else hub_normalizes(expert),
         architecture=twin.config if twin is not None else None,
+        parameters=0 if twin is None else sum(parameter.numel() for parameter in twin.parameters()),
     )
     if config.n_layers is not None and config.n_layers != info.n_layers:
         raise ValueError(f"teacher.n_layers={config.n_layers}, but {info.name} has {info.n_layers} layers")
-    return Teacher(expert, twin, info, config.train_mode)
+    return Teacher(expert, twin, info, config)
 
 
 def _find(config: TeacherConfig) -> tuple[str, dict[str, Any]]:
