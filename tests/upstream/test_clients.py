@@ -130,16 +130,23 @@ def test_lhotse_extractor(in_cache, ckpt, waves):
     assert extractor.feature_dim(RATE) == 48
 
 
-def test_espnet_frontend(ckpt, in_cache, waves):
+@pytest.mark.parametrize("by_path", [False, True])
+def test_espnet_frontend(ckpt, in_cache, waves, by_path):
     frontend = pytest.importorskip("espnet2.asr.frontend.s3prl", reason="ESPnet is not installed")
-    model = frontend.S3prlFrontend(
-        fs=RATE, frontend_conf={"upstream": "distilhubert"}, download_dir=str(ckpt.parent), multilayer_feature=True
-    ).eval()
-    assert model.output_size() == 48
+    conf = {"upstream": "distiller_local", "path_or_url": str(ckpt)} if by_path else {"upstream": "distilhubert"}
     wav, lengths = padded(waves)
-    with torch.no_grad():
-        features, feature_lengths = model(wav, lengths)
-    assert features.shape[0] == 3
-    assert feature_lengths.tolist() == [-(-int(length) // 320) for length in lengths]
-    expected = torch.stack(expert_features(ckpt, waves)["hidden_states"]).mean(0)
-    torch.testing.assert_close(features[0, :64], expected[0, :64], rtol=0, atol=1e-5)
+    expected = expert_features(ckpt, waves)["hidden_states"]
+    for options, reference in (
+        ({"multilayer_feature": True}, torch.stack(expected).mean(0)),
+        ({"layer": 2}, expected[2]),
+        ({}, expected[-1]),
+    ):
+        model = frontend.S3prlFrontend(fs=RATE, frontend_conf=conf, **options).eval()
+        assert model.output_size() == 48
+        assert model.hop_length == 320
+        with torch.no_grad():
+            features, feature_lengths = model(wav, lengths)
+        assert features.shape[0] == 3
+        assert feature_lengths.tolist() == [-(-int(length) // 320) for length in lengths]
+        torch.testing.assert_close(features[0, :64], reference[0, :64], rtol=0, atol=1e-5)
+        model.reload_pretrained_parameters()

@@ -90,6 +90,20 @@ def test_twin_equals_the_hub(teacher_path, speech, kind, form, shape):
     assert torch.equal(teacher(batch, lengths, [2]), together[:, 1:2])
 
 
+@pytest.mark.parametrize("twin", [True, False])
+@pytest.mark.parametrize("kind", ["hubert", "wav2vec2"])
+def test_the_last_layer_of_a_pre_norm_teacher_is_normalised(teacher_path, waves, kind, twin):
+    """As fairseq and transformers 4 give it; transformers 5 by itself leaves that out."""
+    from transformers import AutoModel
+
+    path = teacher_path(kind, "Hugging Face", "large")
+    teacher = load_teacher(TeacherConfig(model=str(path), twin=twin))
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(path).eval()(waves[0][None]).last_hidden_state
+    found = teacher(waves[0][None], torch.tensor([len(waves[0])]), [3])[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "changes", [{"encoder_embed_dim": 16}, {"required_seq_len_multiple": 1}, {"activation_fn": "relu"}]
 )
