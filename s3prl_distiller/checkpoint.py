@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import pickletools
 import shutil
 import struct
 import tempfile
@@ -46,6 +47,7 @@ _PASSED_OVER = (
 
 # What damaged bytes make torch's unpickler, zipfile and safetensors raise.
 UNREADABLE = (
+    MemoryError,  # a damaged length asks for it
     pickle.UnpicklingError,
     safetensors.SafetensorError,
     zipfile.BadZipFile,
@@ -96,7 +98,7 @@ def load_torch(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        foreign = _foreign_globals(path)
         refused = [name for name in foreign if not name.startswith(_PASSED_OVER)]
         if refused:
             raise CheckpointError(
@@ -143,12 +145,17 @@ def load_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def check_weights(weights: Mapping[str, Tensor], model: torch.nn.Module, source: str | Path) -> None:
-    """Compare names and shapes with the model's before anything is loaded.
+def check_weights(weights: Any, model: torch.nn.Module, source: str | Path) -> None:
+    """Compare names and shapes with the model's before anything is loaded. ``weights`` should be a state dict.
 
     Raises:
         CheckpointError: they differ; the first few differences are named.
     """
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{source} has a {type(weights).__name__} where its weights should be")
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{source} has a {type(tensor).__name__} for the weight {name}")
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     problems = [f"lacks {name}" for name in expected if name not in found]
@@ -182,9 +189,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_json(value: Any, path: str | Path) -> None:
+def save_text(text: str, path: str | Path) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_json(value: Any, path: str | Path) -> None:
+    save_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
 
 
 def save_torch(value: Any, path: str | Path) -> None:
@@ -229,6 +240,20 @@ def folder_damage(path: Path) -> str | None:
     except (CheckpointError, OSError) as error:
         return str(error)
     return None
+
+
+def _foreign_globals(path: Path) -> list[str]:
+    """Names of what a file of ``torch.save`` would import, beyond what torch itself puts there."""
+    if zipfile.is_zipfile(path):
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    names = set()
+    with path.open("rb") as file:
+        # The form before torch 1.6: pickles of a magic number, a version, the system and the content, then raw bytes.
+        for _ in range(4):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("GLOBAL", "INST"):
+                    names.add(str(argument).replace(" ", "."))
+    return [name for name in names if not name.startswith(("torch.", "_codecs.encode"))]
 
 
 def _flush(path: Path) -> None:

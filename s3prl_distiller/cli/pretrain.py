@@ -90,8 +90,8 @@ def _run(args: argparse.Namespace) -> int:
         text = estimate(expert, config.runner, config.optimizer, folder, device)
         sys.stdout.write(f"{text}\n")
         return 0
-    (folder / "config.yaml").write_text(settings.to_yaml(config), encoding="utf-8")
-    outcome = train(expert, config.runner, config.optimizer, folder, device, resume)
+    text = settings.to_yaml(config)
+    outcome = train(expert, config.runner, config.optimizer, folder, device, resume, text)
     if outcome.signal is not None:
         log.info("Stopped at step %d, saved %s. The same command with -a goes on.", outcome.step, outcome.checkpoint)
         return 130 if outcome.signal == signal.SIGINT else 0

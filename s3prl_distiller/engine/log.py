@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class RunLog:
     def __init__(self, folder: Path, step: int, total_steps: int):
         path = folder / JSONL
         kept = [line for line in read_log(path) if line["step"] <= step] if path.is_file() and step > 0 else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        path.write_text("".join(_to_json(line) for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=step + 1)
         # A file that collects stderr needs no frame a tenth of a second.
@@ -36,7 +37,7 @@ class RunLog:
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Log values of a step under ``train`` or ``valid``."""
         line = {"kind": kind, "step": step, **{name: float(f"{value:.7g}") for name, value in values.items()}}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(_to_json(line))
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
@@ -47,12 +48,20 @@ class RunLog:
         self._board.close()
 
 
+def _to_json(line: dict) -> str:
+    """JSON has no NaN: null stands for it."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
+    }
+    return json.dumps(finite) + "\n"
+
+
 def read_log(path: Path) -> list[dict]:
     """The lines of ``log.jsonl``; a last one that was cut off by a crash is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(text))
+            lines.append({name: math.nan if value is None else value for name, value in json.loads(text).items()})
         except json.JSONDecodeError:
             break
     return lines

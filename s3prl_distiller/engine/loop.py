@@ -56,13 +56,15 @@ def train(
     folder: Path,
     device: torch.device,
     resume: Path | None = None,
+    config_text: str | None = None,
 ) -> Outcome:
     """Train until ``runner.total_steps`` or until SIGINT or SIGTERM, which save first.
 
     Args:
         task: what is trained, on ``device`` already.
         folder: where logs and checkpoints go.
-        resume: a checkpoint folder to go on from; the task's model holds its weights already.
+        resume: a checkpoint folder to go on from, if any; the task's model holds its weights already.
+        config_text: YAML of all settings, kept as ``config.yaml`` once nothing speaks against the run.
 
     Raises:
         ValueError: the data has changed since the checkpoint, the disk is full, or the gradient stays not finite.
@@ -73,6 +75,8 @@ def train(
     if resume is not None:
         state = checkpoint.load_torch(resume / TRAINER)
         position = restore(state, optimizer, scaler, task.fingerprint, resume)
+    if config_text is not None:
+        checkpoint.save_text(config_text, folder / "config.yaml")
     run_log = RunLog(folder, position.step, runner.total_steps)
 
     def save() -> Path:
@@ -187,7 +191,8 @@ def _count_skipped(position: Position, finite: bool) -> None:
     if position.skipped >= _MOST_SKIPPED:
         raise ValueError(
             f"the gradient was not finite for {_MOST_SKIPPED} steps up to step {position.step + 1}: lower optimizer.lr "
-            "or use runner.precision=float32. The last checkpoint is intact."
+            "or use runner.precision=float32. No checkpoint holds NaN; one from before it went wrong is a place to "
+            "start again from (-e CKPT -n NEW_NAME)."
         )
 
 

@@ -54,9 +54,14 @@ def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerC
     if not (values.get("normalize") or given.get("normalize")):
         values.pop("normalize_eps", None)  # says nothing then
     if "pred_layer_id" in given:
+        if not given["pred_layer_id"]:
+            raise ValueError("distiller.pred_layer_id is empty: name at least one layer of the teacher")
         values["n_tasks"] = len(given["pred_layer_id"])
     config = DistillerConfig(**{**values, **given})
-    config.check()
+    try:
+        config.check()
+    except ValueError as error:
+        raise ValueError(f"{error} (what is not given follows teacher {teacher.name})") from None
     if config.normalize != teacher.normalize:
         log.warning(
             "distiller.normalize=%s, but teacher %s has %s: the two hear different waveforms",
@@ -147,6 +152,11 @@ def _check_initialisation(config: DistillerConfig, teacher: TeacherInfo) -> None
             raise ValueError(
                 f"distiller.{flag}=true, but the weights of teacher {teacher.name} are not of an architecture that a "
                 f"student can start from: set distiller.{flag}=false"
+            )
+        if flag == "init_teacher_conv_layers" and config.task_emb_type == "concat":
+            raise ValueError(
+                "distiller.task_emb_type='concat' widens the projection, which then cannot start from the teacher's: "
+                "set distiller.init_teacher_conv_layers=false"
             )
         if flag == "init_teacher_conv_layers":
             # The projection is copied with the front end, and joins it to the Transformer.

@@ -6,10 +6,9 @@ give s3prl's model, which is why s3prl reads our checkpoints as long as they sta
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from .encoder import ACTIVATIONS
 from .frontend import HUBERT_CONV_LAYERS, ConvLayer, parse_conv_layers
@@ -68,9 +67,22 @@ class EncoderConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]):
-        """Read a checkpoint's config: keys that no version here knows are passed over, as s3prl does."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        """Read a checkpoint's config as loosely as s3prl: unknown keys are passed over, ``"1e-1"`` is a number.
+
+        Raises:
+            ValueError: a value cannot be read as what it should be; its key is named.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"its config is a {type(values).__name__} and not a dictionary")
+        read: dict[str, Any] = {}
+        types = get_type_hints(cls)
+        for key in types.keys() & values.keys():
+            try:
+                kind, value = types[key], values[key]
+                read[key] = [int(item) for item in value] if kind == list[int] else kind(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{key}={values[key]!r} cannot be read as {types[key].__name__}") from None
+        return cls(**read)
 
     def check(self) -> None:
         """Raises ValueError, naming the key, where no model can be built from these values."""

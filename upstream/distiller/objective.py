@@ -20,7 +20,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over utterances and frames of content.
 
     Args:
-        values: (B, ..., T).
+        values: (B, ..., T), finite.
         mask: (B, T) bool, True for content; None where nothing is padded.
 
     Returns:
@@ -58,6 +58,10 @@ def distillation_loss(
         feature_penalty: weight of their mean square.
     """
     predictions, targets = predictions.float(), targets.float()
+    if mask is not None:
+        # Nothing that stands in padding, not even an overflow, may reach the loss or its gradient.
+        padding = ~mask[:, None, :, None]
+        predictions, targets = predictions.masked_fill(padding, 0), targets.masked_fill(padding, 0)
     difference = predictions - targets
     distance = difference.abs() if loss_type == "l1" else difference.square()
     reconstruction = masked_mean(distance.mean(-1), mask)
@@ -69,7 +73,8 @@ def distillation_loss(
         parts[f"{loss_type}_layer{layer}"] = reconstruction[index]
         parts[f"cosine_layer{layer}"] = masked_mean(cosine[:, index], mask)
     if features is not None and feature_penalty > 0:
-        penalty = masked_mean(features.float().square().mean(-1), mask)
+        features = features.float() if mask is None else features.float().masked_fill(~mask[..., None], 0)
+        penalty = masked_mean(features.square().mean(-1), mask)
         total = total + feature_penalty * penalty
         parts["feature_penalty"] = penalty
     return DistillationLoss(total, {name: value.detach() for name, value in parts.items()})

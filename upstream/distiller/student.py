@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 
 from s3prl_distiller import checkpoint
 from s3prl_distiller.checkpoint import CheckpointError
@@ -41,7 +40,7 @@ def load_student(source: str | os.PathLike) -> DistillerModel:
         path = download_huggingface(str(source))
     config = checkpoint.load_json(path / checkpoint.CONFIG)
     if config.get("format") == FORMAT:
-        model = _build(config["distiller"], path)
+        model = _build(config.get("distiller"), path)
         return _fill(model, checkpoint.load_safetensors(path / checkpoint.WEIGHTS), path)
     return _from_huggingface(path, config)
 
@@ -103,7 +102,7 @@ def _from_huggingface(path: Path, config: Mapping[str, Any]) -> DistillerModel:
     preprocessor = path / "preprocessor_config.json"
     try:
         encoder = huggingface_config(config, checkpoint.load_json(preprocessor) if preprocessor.is_file() else None)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / checkpoint.CONFIG} describes no student that can be read: {error}") from None
     weights_file = path / checkpoint.WEIGHTS
     if weights_file.is_file():
@@ -116,14 +115,14 @@ def _from_huggingface(path: Path, config: Mapping[str, Any]) -> DistillerModel:
     return _fill(model, weights, path)
 
 
-def _build(config: Mapping[str, Any], source: Path) -> DistillerModel:
+def _build(config: Any, source: Path) -> DistillerModel:
     try:
         return DistillerModel(DistillerConfig.from_mapping(config))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{source} describes a student that cannot be built: {error}") from None
 
 
-def _fill(model: DistillerModel, weights: Mapping[str, torch.Tensor], source: Path) -> DistillerModel:
+def _fill(model: DistillerModel, weights: Any, source: Path) -> DistillerModel:
     checkpoint.check_weights(weights, model, source)
     model.load_state_dict(weights)
     return model
