@@ -25,7 +25,6 @@ def warm_up() -> None:
     import torch.utils.tensorboard  # noqa: F401
     from s3prl_distiller.upstream.distiller.teacher import TeacherConfig, load_teacher
 
-
     load_teacher(TeacherConfig(model=str(ROOT / "s3prl_distiller" / "quickstart" / "hubert_nano")))
 
 

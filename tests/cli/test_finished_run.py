@@ -108,9 +108,7 @@ def test_log_has_every_step_and_every_loss(lines: list[dict[str, Any]]) -> None:
     assert [line["step"] for line in valid] == [0, 6, 12]
     expected = {"kind", "step", "loss", *parts}
     assert all(set(line) == expected for line in valid)
-    assert all(
-        set(line) == expected | {"gradient_norm", "lr", "audio_s_per_s", "data_wait_share"} for line in train
-    )
+    assert all(set(line) == expected | {"gradient_norm", "lr", "audio_s_per_s", "data_wait_share"} for line in train)
     for line in train:
         assert line["gradient_norm"] > 0 and line["audio_s_per_s"] > 0 and 0 <= line["data_wait_share"] <= 1
     for line in lines:  # loss = mean over layers of L1 - log sigmoid(cosine), the latter frame by frame: Jensen

@@ -118,9 +118,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, fit: Any) -> None:
         save_checkpoint(tmp_path, fit(), {}, 4, max_keep=2)
 
 
-def test_a_write_that_fails_leaves_the_earlier_ones(
-    tmp_path: Path, fit: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_earlier_ones(tmp_path: Path, fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, fit(), {"step": 4}, 4, max_keep=1)
     task = fit()
 
