@@ -33,7 +33,6 @@ _PASSED_OVER = (
     "builtins.list",
     "builtins.str",
     "collections.",
-    "easydict.EasyDict",
     "numpy.",
     "omegaconf.",
     "optimizers.",

@@ -19,7 +19,7 @@ from s3prl_distiller import checkpoint
 from .config import OptimizerConfig, RunnerConfig
 from .log import RunLog
 from .optimizer import build_optimizer, learning_rate
-from .state import TRAINER, Position, restore, save_checkpoint, trainer_state
+from .state import TRAINER, Position, remove_leftovers, restore, save_checkpoint, trainer_state
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def train(
     if resume is not None:
         state = checkpoint.load_torch(resume / TRAINER)
         position = restore(state, optimizer, scaler, task.fingerprint, resume)
+    remove_leftovers(folder)
     if config_text is not None:
         checkpoint.save_text(config_text, folder / "config.yaml")
     run_log = RunLog(folder, position.step, runner.total_steps)

@@ -79,6 +79,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed while it wrote a checkpoint left half-written."""
+    for path in folder.glob(".states-*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     found = []
     for path in folder.glob("states-*"):

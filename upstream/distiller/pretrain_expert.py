@@ -161,10 +161,6 @@ class UpstreamPretrainExpert(nn.Module):
         )
         return loss.total, loss.parts
 
-    def load_model(self, all_states: Mapping[str, Any]) -> None:
-        """Take the student's weights from a checkpoint in s3prl's form."""
-        self.model.load_state_dict(all_states["Distiller"])
-
     def add_state_to_save(self, all_states: dict[str, Any], step: int) -> dict[str, Any]:
         """Add what s3prl's ``distiller_local`` reads."""
         return {**all_states, **s3prl_states(self.model, settings.plain(self.config), step)}

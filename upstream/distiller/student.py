@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from s3prl_distiller.checkpoint import CheckpointError
 from .convert import huggingface_config, huggingface_weights
 from .model import DistillerModel
 from .model_config import DistillerConfig
+
+log = logging.getLogger(__name__)
 
 FORMAT = "s3prl_distiller"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -100,6 +103,8 @@ def _from_s3prl(path: Path) -> DistillerModel:
 
 def _from_huggingface(path: Path, config: Mapping[str, Any]) -> DistillerModel:
     preprocessor = path / "preprocessor_config.json"
+    if not preprocessor.is_file():
+        log.warning("%s has no preprocessor_config.json: its waveforms are taken as not normalised", path)
     try:
         encoder = huggingface_config(config, checkpoint.load_json(preprocessor) if preprocessor.is_file() else None)
     except (KeyError, TypeError, ValueError) as error:
