@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+log = logging.getLogger(__name__)
+
 _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
 
 
@@ -27,34 +29,31 @@ def run_command(command: Callable[[], int]) -> int:
     Returns its exit status; 2 with one line on stderr where the user can mend what is wrong (ValueError); 130 after
     Ctrl-C.
     """
-    handler = _AboveTheBar()
+    handler = _AboveTheBar(logging.INFO)
     handler.setFormatter(_FORMAT)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("s3prl_distiller").setLevel(logging.INFO)
+    logging.getLogger("s3prl_distiller").setLevel(logging.DEBUG)
     _quiet_libraries()
     try:
         return command()
-    except ValueError as error:
-        if type(error).__module__.startswith("s3prl_distiller") or type(error) is ValueError:
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            logging.getLogger(__name__).debug("", exc_info=True)
-            return 2
-        raise
     except torch.OutOfMemoryError as error:
-        tqdm.write(
-            f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower data.batch_seconds or "
-            "data.batch_size and raise runner.gradient_accumulate_steps, or set runner.gradient_checkpointing=true",
-            file=sys.stderr,
+        return _refuse(
+            f"the GPU's memory is full ({str(error).splitlines()[0]}): lower data.batch_seconds or data.batch_size and "
+            "raise runner.gradient_accumulate_steps, or set runner.gradient_checkpointing=true"
         )
-        return 2
-    except OSError as error:
-        # A folder that cannot be written, say: the message names it.
-        tqdm.write(f"error: {error}", file=sys.stderr)
-        logging.getLogger(__name__).debug("", exc_info=True)
-        return 2
+    except (ValueError, OSError) as error:
+        # OSError: a folder that cannot be written, say, which its message names.
+        return _refuse(str(error))
     except KeyboardInterrupt:
         tqdm.write("stopped", file=sys.stderr)
         return 130
+
+
+def _refuse(message: str) -> int:
+    """One line for the user; where it came from goes to the run's log file only."""
+    tqdm.write(f"error: {message}", file=sys.stderr)
+    log.debug("error: %s", message, exc_info=True)
+    return 2
 
 
 def log_to(path: Path) -> None:
