@@ -101,8 +101,8 @@ class Corpus:
     def describe(self) -> str:
         """A few lines for people: how much there is, what was left out and where the report is."""
         lines = [
-            f"training: {self.train_utterances} utterances, {_hours(self.train_seconds)}",
-            f"validation: {self.valid_utterances} utterances, {_hours(self.valid_seconds)}",
+            f"training: {_many(self.train_utterances)}, {_hours(self.train_seconds)}",
+            f"validation: {_many(self.valid_utterances)}, {_hours(self.valid_seconds)}",
             f"left out: {counts(self._findings) or 'nothing'}",
             *self._remarks,
             f"report: {self._report}",
@@ -189,6 +189,10 @@ def _slow_to_reach(pieces: list[Utterance]) -> list[str]:
 def _unit_hash(text: str) -> float:
     """A number in [0, 1) that only ``text`` decides."""
     return int.from_bytes(hashlib.sha256(as_bytes(text)).digest()[:6], "big") / 2**48
+
+
+def _many(count: int) -> str:
+    return f"{count} utterance{'' if count == 1 else 's'}"
 
 
 def _hours(seconds: float) -> str:
