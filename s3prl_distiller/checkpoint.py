@@ -79,12 +79,6 @@ class _Inert:
     def __setstate__(self, state: Any) -> None:
         pass
 
-    def append(self, item: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
 
 def load_torch(path: str | Path) -> Any:
     """Read a file of ``torch.save`` on the CPU, executing nothing that it holds.

@@ -54,7 +54,7 @@ def summary(train: list[dict], valid: list[dict], description: Mapping[str, str]
 
 
 def plot(train: list[dict], valid: list[dict], path: Path) -> None:
-    """Loss, distance and cosine of each layer, and throughput, over steps."""
+    """Loss, and distance and cosine of each layer, over steps: training and held out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

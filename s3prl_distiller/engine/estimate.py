@@ -1,4 +1,4 @@
-"""What a run will cost, from one step of it."""
+"""What a run will cost, from a few steps of it."""
 
 from __future__ import annotations
 

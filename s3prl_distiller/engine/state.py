@@ -34,14 +34,14 @@ class Position:
     epoch: int = 0
     batches: int = 0  # batches of this epoch that were consumed
     sums: dict[str, float] = field(default_factory=dict)  # what has been added up since the last line of the log
-    skipped: int = 0  # steps without an update because the gradient was not finite
+    skipped: int = 0  # steps in a row without an update, the gradient not being finite
 
 
 def save_checkpoint(folder: Path, task: Any, trainer: Mapping[str, Any], step: int, max_keep: int) -> Path:
     """Write both forms of a checkpoint, then drop the oldest beyond ``max_keep``.
 
     Raises:
-        ValueError: the disk is full; what was there before is as it was.
+        ValueError: it cannot be written, on a full disk say; the earlier ones are as they were.
     """
     path = folder / f"states-{step}"
     try:

@@ -6,11 +6,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .frontend import parse_conv_layers
-from .model import DistillerModel
+from .model import DistillerModel, Encoder
 from .model_config import DistillerConfig, EncoderConfig
 from .teacher import TeacherInfo
 
@@ -90,12 +89,12 @@ def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerC
     return config
 
 
-def initialise(student: DistillerModel, teacher: DistillerModel | torch.nn.Module) -> int:
+def initialise(student: DistillerModel, twin: Encoder) -> int:
     """Copy the teacher's weights into the parts of a student whose config asks for it.
 
     Args:
         student: the student.
-        teacher: the teacher's twin.
+        twin: the teacher's weights in our Encoder.
 
     Returns:
         How many parameters were copied.
@@ -109,7 +108,7 @@ def initialise(student: DistillerModel, teacher: DistillerModel | torch.nn.Modul
     if config.init_teacher_encoder_norm:
         prefixes += ["encoder.layer_norm."]
     own: dict[str, Tensor] = student.state_dict()
-    theirs = teacher.state_dict()
+    theirs = twin.state_dict()
     chosen = {name: theirs[name] for name in own if name in theirs and name.startswith(tuple(prefixes))}
     student.load_state_dict(chosen, strict=False)
     return sum(tensor.numel() for tensor in chosen.values())

@@ -76,6 +76,7 @@ class Teacher(nn.Module):
 
     @property
     def runs_twin(self) -> bool:
+        """Whether hidden states come from our Encoder rather than from the hub's forward."""
         return self.twin is not None and self.config.twin
 
     def verify(self, wavs: Sequence[Tensor]) -> None:
