@@ -170,7 +170,7 @@ def make_loader(order: Iterable[list[Request]], num_workers: int) -> DataLoader[
         batch_size=None,
         sampler=order,
         num_workers=num_workers,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         # An own generator: without it the loader draws from torch's global one, and what the student draws would
         # depend on how often a loader was made.
@@ -204,7 +204,8 @@ def _decode(request: Request) -> torch.Tensor:
     return wave
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
+    """Prepare a decoding process."""
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but are for the training process: it saves, which
     # a dying worker would interrupt, and then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,7 +2,19 @@
 
 from .config import OptimizerConfig, RunnerConfig
 from .estimate import check_disk, estimate
-from .loop import Outcome, Task, train
-from .state import newest_checkpoint
+from .loop import Outcome, Task, mean_loss, precision, train
+from .state import BEST, newest_checkpoint
 
-__all__ = ["OptimizerConfig", "Outcome", "RunnerConfig", "Task", "check_disk", "estimate", "newest_checkpoint", "train"]
+__all__ = [
+    "BEST",
+    "OptimizerConfig",
+    "Outcome",
+    "RunnerConfig",
+    "Task",
+    "check_disk",
+    "estimate",
+    "mean_loss",
+    "newest_checkpoint",
+    "precision",
+    "train",
+]

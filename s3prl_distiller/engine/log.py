@@ -20,9 +20,14 @@ class RunLog:
         folder: where ``log.jsonl`` and TensorBoard's files go.
         step: the step that the run starts from; lines of later steps, left by a run that was killed, are dropped.
         total_steps: of the run.
+        quiet: write nothing, as all processes but one do.
     """
 
-    def __init__(self, folder: Path, step: int, total_steps: int):
+    def __init__(self, folder: Path, step: int, total_steps: int, quiet: bool = False):
+        self.bar = tqdm(total=total_steps, disable=True)
+        self._file = self._board = None
+        if quiet:
+            return
         path = folder / JSONL
         kept = [line for line in read_log(path) if line["step"] <= step] if path.is_file() and step > 0 else []
         path.write_text("".join(_to_json(line) for line in kept), encoding="utf-8")
@@ -36,6 +41,8 @@ class RunLog:
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Log values of a step under ``train`` or ``valid``."""
+        if self._file is None or self._board is None:
+            return
         line = {"kind": kind, "step": step, **{name: float(f"{value:.7g}") for name, value in values.items()}}
         self._file.write(_to_json(line))
         self._file.flush()
@@ -44,8 +51,9 @@ class RunLog:
 
     def close(self) -> None:
         self.bar.close()
-        self._file.close()
-        self._board.close()
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
 
 
 def _to_json(line: dict) -> str:

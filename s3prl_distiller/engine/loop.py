@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterable, Iterator
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from s3prl_distiller import checkpoint
 
+from . import distributed
 from .config import OptimizerConfig, RunnerConfig
 from .log import RunLog
 from .optimizer import build_optimizer, learning_rate
-from .state import TRAINER, Position, remove_leftovers, restore, save_checkpoint, trainer_state
+from .state import BEST, TRAINER, Position, remove_leftovers, restore, save_checkpoint, trainer_state
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +30,16 @@ _MOST_SKIPPED = 20
 
 
 class Task(Protocol):
-    """What the loop needs of what is trained; the pretrain expert is one."""
+    """What the loop needs of what is trained; the pretrain expert is one, a downstream expert another."""
 
     model: nn.Module  # what is trained and saved
     fingerprint: str  # of the training data
+    metric: str  # which figure of a validation says how good the model is
+    higher_is_better: bool
+    keep_best: bool  # whether the best model on held-out data is kept apart, in the folder ``best``
 
     def get_train_dataloader(self, epoch: int, skip: int) -> Iterable[Any]: ...
-    def get_valid_dataloader(self) -> Iterable[Any]: ...
+    def validate(self, autocast: Any, device: torch.device) -> dict[str, float]: ...
     def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
     def add_state_to_save(self, all_states: dict[str, Any], step: int) -> dict[str, Any]: ...
     def native_writers(self, step: int) -> dict[str, Any]: ...
@@ -75,30 +80,47 @@ def train(
     if resume is not None:
         state = checkpoint.load_torch(resume / TRAINER)
         position = restore(state, optimizer, scaler, task.fingerprint, resume)
-    remove_leftovers(folder)
-    if config_text is not None:
-        checkpoint.save_text(config_text, folder / "config.yaml")
-    run_log = RunLog(folder, position.step, runner.total_steps)
+    if distributed.is_main():
+        remove_leftovers(folder)
+        if config_text is not None:
+            checkpoint.save_text(config_text, folder / "config.yaml")
+    run_log = RunLog(folder, position.step, runner.total_steps, quiet=not distributed.is_main())
 
     def save() -> Path:
-        state = trainer_state(position, optimizer, scaler, task.fingerprint)
-        return save_checkpoint(folder, task, state, position.step, runner.max_keep)
+        if distributed.is_main():
+            state = trainer_state(position, optimizer, scaler, task.fingerprint)
+            save_checkpoint(folder, task, state, position.step, runner.max_keep)
+        distributed.wait()
+        return folder / f"states-{position.step}"
+
+    def evaluate() -> None:
+        values = task.validate(autocast, device)
+        run_log.write("valid", position.step, values)
+        log.info("Step %d: validation %s %.4f", position.step, task.metric, values[task.metric])
+        if position.note(values[task.metric], task.higher_is_better) and task.keep_best:
+            if distributed.is_main():
+                checkpoint.save_folder(folder / BEST, task.native_writers(position.step))
+            distributed.wait()
 
     saved = resume
-    with contextlib.closing(run_log), _Stop() as stop:
+    with contextlib.closing(run_log), _Stop(device) as stop:
         if position.step == 0:
-            _log_validation(task, autocast, device, run_log, 0)
+            evaluate()
         meter = _Meter(position)
         batches = _batches(task, position)
-        while position.step < runner.total_steps and stop.signal is None:
+        while position.step < runner.total_steps and not position.stale(runner.early_stop) and not stop.asked():
             for _ in range(runner.gradient_accumulate_steps):
                 with meter.waiting():
                     batch = next(batches)
+                # Of several processes, one may have no utterance of a small batch.
+                if not batch.ids:
+                    continue
                 meter.count(batch)
                 with autocast():
                     loss, parts = task(batch.to(device))
                 scaler.scale(loss / runner.gradient_accumulate_steps).backward()
                 meter.add(loss.detach(), parts)
+            distributed.average_gradients(task.model)
             scaler.unscale_(optimizer)
             norm = float(nn.utils.clip_grad_norm_(task.model.parameters(), runner.gradient_clipping))
             rate = learning_rate(position.step + 1, runner.total_steps, optimizer_config)
@@ -119,8 +141,8 @@ def train(
                 run_log.write("train", position.step, {**values, "gradient_norm": norm, "lr": rate})
                 run_log.bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['audio_s_per_s']:.0f} s audio/s")
             if position.step % runner.eval_step == 0 or last:
-                _log_validation(task, autocast, device, run_log, position.step)
-            if position.step % runner.save_step == 0 or last:
+                evaluate()
+            if position.step % runner.save_step == 0 or last or position.stale(runner.early_stop):
                 meter.store()
                 saved = save()
         if stop.signal is not None and (saved is None or saved.name != f"states-{position.step}"):
@@ -143,13 +165,13 @@ def precision(name: str, device: torch.device) -> tuple[Any, torch.amp.GradScale
 
 
 @torch.no_grad()
-def validate(task: Task, autocast: Any, device: torch.device) -> dict[str, float]:
-    """Loss and its parts over the held-out utterances, weighted by their audio; nothing random is touched."""
+def mean_loss(task: Any, batches: Iterable[Any], autocast: Any, device: torch.device) -> dict[str, float]:
+    """Loss of a task and its parts over held-out batches, weighted by their audio; nothing random is touched."""
     sums: dict[str, Tensor] = {}
     seconds = 0.0
     task.model.eval()
     try:
-        for batch in task.get_valid_dataloader():
+        for batch in batches:
             if not batch.ids:
                 continue
             with autocast():
@@ -162,12 +184,6 @@ def validate(task: Task, autocast: Any, device: torch.device) -> dict[str, float
     return {name: float(value) / seconds for name, value in sums.items()}
 
 
-def _log_validation(task: Task, autocast: Any, device: torch.device, run_log: RunLog, step: int) -> None:
-    values = validate(task, autocast, device)
-    run_log.write("valid", step, values)
-    log.info("Step %d: validation loss %.4f", step, values["loss"])
-
-
 def _batches(task: Task, position: Position) -> Iterator[Any]:
     """Batches without end, from where ``position`` stands, which is kept up to date."""
     while True:
@@ -177,8 +193,8 @@ def _batches(task: Task, position: Position) -> Iterator[Any]:
             for reason in batch.dropped:
                 log.warning("Left out of its batch: %s", reason)
             # All utterances of a batch may have failed to decode.
-            if batch.ids:
-                found = True
+            found = found or bool(batch.ids)
+            if batch.ids or distributed.world() > 1:
                 yield batch
         if not found:
             raise ValueError(f"no utterance could be read in epoch {position.epoch}: see the data report")
@@ -227,7 +243,7 @@ class _Meter:
 
     def flush(self) -> dict[str, float]:
         elapsed = max(time.monotonic() - self.started, 1e-9)
-        values = {name: float(value) / self.count_of for name, value in self.sums.items()}
+        values = {name: float(value) / self.count_of for name, value in self.sums.items()} or {"loss": math.nan}
         values |= {"audio_s_per_s": self.audio / elapsed, "data_wait_share": self.waited / elapsed}
         self.sums, self.count_of, self.audio, self.waited = {}, 0.0, 0.0, 0.0
         self.started = time.monotonic()
@@ -236,6 +252,14 @@ class _Meter:
 
 class _Stop:
     """Turns SIGINT and SIGTERM into a request that the loop heeds between two steps; a second SIGINT stops at once."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def asked(self) -> bool:
+        """Whether any process was asked to stop: they stop together, at one step."""
+        self.signal = distributed.highest(self.signal or 0, self.device) or None
+        return self.signal is not None
 
     def __enter__(self) -> _Stop:
         self.signal: int | None = None

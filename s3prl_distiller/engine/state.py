@@ -1,7 +1,8 @@
 """Checkpoints of a run: written whole or not at all, found again even if the last one is damaged, exact on resume.
 
-``states-STEP.ckpt`` is the student as it is handed on, in s3prl's form. The folder ``states-STEP`` beside it has the
-same weights as safetensors with a JSON config, and ``trainer.pt`` with all that a resumed run needs to go on exactly.
+The folder ``states-STEP`` has the weights as safetensors with a JSON config, and ``trainer.pt`` with all that a resumed
+run needs to go on exactly. ``states-STEP.ckpt`` beside it is a student as it is handed on, in s3prl's form. ``best``
+has the weights that did best on held-out data, of tasks that ask for it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from s3prl_distiller import checkpoint
 log = logging.getLogger(__name__)
 
 TRAINER = "trainer.pt"
+BEST = "best"
 _NAME = re.compile(r"states-(\d+)")
 
 
@@ -35,10 +37,24 @@ class Position:
     batches: int = 0  # batches of this epoch that were consumed
     sums: dict[str, float] = field(default_factory=dict)  # what has been added up since the last line of the log
     skipped: int = 0  # steps in a row without an update, the gradient not being finite
+    best: float | None = None  # the best figure on held-out data so far
+    worse: int = 0  # evaluations in a row without a better one
+
+    def note(self, value: float, higher_is_better: bool) -> bool:
+        """Take down an evaluation; whether it is the best so far. NaN never is."""
+        better = self.best is None or (value > self.best if higher_is_better else value < self.best)
+        if value != value:
+            better = False
+        self.best, self.worse = (value, 0) if better else (self.best, self.worse + 1)
+        return better
+
+    def stale(self, patience: int) -> bool:
+        """Whether it is time to stop early; never with a ``patience`` of 0."""
+        return 0 < patience <= self.worse
 
 
 def save_checkpoint(folder: Path, task: Any, trainer: Mapping[str, Any], step: int, max_keep: int) -> Path:
-    """Write both forms of a checkpoint, then drop the oldest beyond ``max_keep``.
+    """Write a checkpoint, in both forms where the task has one to hand on, then drop the oldest beyond ``max_keep``.
 
     Raises:
         ValueError: it cannot be written, on a full disk say; the earlier ones are as they were.
@@ -46,7 +62,8 @@ def save_checkpoint(folder: Path, task: Any, trainer: Mapping[str, Any], step: i
     path = folder / f"states-{step}"
     try:
         # The folder comes last: that it is there says that the file is, too.
-        checkpoint.save_torch(task.add_state_to_save({}, step), folder / f"states-{step}.ckpt")
+        if handed_on := task.add_state_to_save({}, step):
+            checkpoint.save_torch(handed_on, folder / f"states-{step}.ckpt")
         writers = {**task.native_writers(step), TRAINER: lambda target: torch.save(dict(trainer), target)}
         checkpoint.save_folder(path, writers)
     except (OSError, RuntimeError) as error:
@@ -81,7 +98,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a run that was killed while it wrote a checkpoint left half-written."""
-    for path in folder.glob(".states-*.tmp"):
+    for path in (*folder.glob(".states-*.tmp"), *folder.glob(f".{BEST}.*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

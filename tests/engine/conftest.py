@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_distiller import checkpoint
+from s3prl_distiller.engine import mean_loss
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Fit:
     """Fits y = 3x; ``spoil(epoch, batch)`` says what to multiply the loss of a batch by."""
 
     fingerprint = "samples"
+    metric, higher_is_better, keep_best = "loss", False, False
 
     def __init__(self, spoil: Callable[[int, int], float] | None = None, batches: int = 4):
         torch.manual_seed(5)
@@ -52,6 +54,9 @@ class Fit:
         yield Samples(torch.zeros(0, 2), [])
         for size in (1, 3):
             yield Samples(torch.full((size, 2), float(size)), [str(size)] * size)
+
+    def validate(self, autocast: Any, device: torch.device) -> dict[str, float]:
+        return mean_loss(self, self.get_valid_dataloader(), autocast, device)
 
     def __call__(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         error = (self.model(batch.x) - 3 * batch.x[:, :1]).abs().mean()

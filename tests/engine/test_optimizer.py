@@ -95,7 +95,7 @@ def test_what_is_decayed(decay_bias: bool) -> None:
         (RunnerConfig, "gradient_clipping", 0.0),
         (RunnerConfig, "gradient_clipping", float("nan")),
         (RunnerConfig, "precision", "half"),
-        (OptimizerConfig, "name", "SGD"),
+        (OptimizerConfig, "name", "Adagrad"),
         (OptimizerConfig, "lr", 0.0),
         (OptimizerConfig, "lr", float("nan")),
         (OptimizerConfig, "lr", float("inf")),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from s3prl_distiller import settings
 from s3prl_distiller.checkpoint import check_weights
 from s3prl_distiller.data import Batch, Corpus, DataConfig, prepare
-from s3prl_distiller.engine import OptimizerConfig, RunnerConfig, check_disk
+from s3prl_distiller.engine import OptimizerConfig, RunnerConfig, check_disk, mean_loss
 
 from .derive import derive_student, initialise
 from .encoder import TransformerEncoder
@@ -109,6 +109,9 @@ class UpstreamPretrainExpert(nn.Module):
         corpus: the audio.
     """
 
+    metric, higher_is_better = "loss", False
+    keep_best = False  # the last student is the one to hand on: its learning rate has come down to zero
+
     def __init__(self, config: PretrainConfig, student: DistillerModel, teacher: Teacher, corpus: Corpus):
         super().__init__()
         self.config = config
@@ -130,9 +133,9 @@ class UpstreamPretrainExpert(nn.Module):
         """Batches of an epoch without the first ``skip``."""
         return self.corpus.train_loader(epoch, skip=skip)
 
-    def get_valid_dataloader(self) -> Iterable[Batch]:
-        """The held-out utterances."""
-        return self.corpus.valid_loader()
+    def validate(self, autocast: Any, device: torch.device) -> dict[str, float]:
+        """Loss and its parts on the held-out utterances."""
+        return mean_loss(self, self.corpus.valid_loader(), autocast, device)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and its parts by name.

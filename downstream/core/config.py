@@ -1,0 +1,108 @@
+"""The config of a downstream run: typed defaults; ``config/downstream/TASK.yaml`` holds what a task has otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any
+
+from s3prl_distiller.engine import OptimizerConfig, RunnerConfig
+
+from .task import Task, TaskConfig
+
+
+@dataclass
+class UpstreamConfig:
+    """Section ``upstream``: which model, and what of it a task is given."""
+
+    name: str | None = None
+    """-u: a name in the s3prl hub (``fbank`` is one), a checkpoint file or a Hugging Face folder"""
+    ckpt: str | None = None
+    """-k: what a hub name that takes a checkpoint is to load"""
+    feature: str = "hidden_states"
+    """-s: key of what the upstream returns; a list of layers becomes a learned weighted sum"""
+    layer: int | None = None
+    """-l: this one of the layers in place of their weighted sum"""
+    normalize: bool = False
+    """-r: normalise each frame of each layer before the weighted sum"""
+    trainable: bool = False
+    """-f: train the upstream too"""
+
+
+@dataclass
+class DataConfig:
+    """Section ``data``: where the corpus is, and how its utterances are drawn."""
+
+    path: str | None = None
+    """--data: the corpus in its official layout, or a folder of manifests"""
+    batch_size: int = 32
+    """utterances in a training batch, over all GPUs together"""
+    eval_batch_size: int = 0
+    """utterances in a batch of an evaluation, which figures do not depend on; 0: as in training"""
+    num_workers: int = -1
+    """decoding processes; -1: one fewer than there are cores, at most 8; 0: decode in the training process"""
+    bucketed: bool = False
+    """draw batches of utterances of similar length"""
+    long_seconds: float = 18.75
+    """bucketed batches with a longer utterance have half as many (s3prl's 300,000 samples)"""
+    balanced: bool = False
+    """draw each class equally often, with replacement"""
+    crop_seconds: float | None = None
+    """longer utterances are cropped at random to this in training"""
+    eval_crop_seconds: float | None = None
+    """longer utterances are cropped to their middle in evaluations; null: heard whole"""
+    gain_db: float = 0.0
+    """added to the level of all audio"""
+    check: str = "full"
+    """"full": decode every file once before; "header": read headers only"""
+    max_bad_share: float = 0.05
+    """larger shares of unusable utterances (0 to 1) stop before training"""
+    min_seconds: float = 0.05
+    """shorter utterances are left out"""
+    cache_dir: str | None = None
+    """where the results of checking files are kept; null: $S3PRL_DISTILLER_CACHE, else ~/.cache/s3prl-distiller"""
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the key, for a value that cannot work."""
+        if self.batch_size < 1 or self.eval_batch_size < 0 or self.num_workers < -1:
+            raise ValueError("data.batch_size must be at least 1, data.eval_batch_size 0 and data.num_workers -1")
+        for name in ("crop_seconds", "eval_crop_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value >= self.min_seconds:
+                raise ValueError(f"data.{name} is {value}: it must be at least data.min_seconds = {self.min_seconds}")
+        if not 0 <= self.max_bad_share <= 1 or not self.min_seconds >= 0:
+            raise ValueError("data.max_bad_share is a share between 0 and 1, and data.min_seconds at least 0")
+        if not -100 <= self.gain_db <= 100:
+            raise ValueError(f"data.gain_db is {self.gain_db}: it must be between -100 and 100")
+        if self.check not in ("full", "header"):
+            raise ValueError(f"data.check is {self.check!r}: it is 'full' or 'header'")
+
+
+@dataclass
+class DownstreamConfig:
+    """A whole run. Defaults are what most of SUPERB's tasks share."""
+
+    upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    runner: RunnerConfig = field(
+        default_factory=lambda: RunnerConfig(
+            gradient_clipping=1.0, log_step=100, eval_step=2_000, save_step=2_000, max_keep=2
+        )
+    )
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            name="Adam", lr=1e-4, warmup_proportion=0.0, betas=[0.9, 0.999], eps=1e-8, weight_decay=0.0
+        )
+    )
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the key, for values that no run can follow."""
+        self.runner.check()
+        self.optimizer.check()
+        self.data.validate()
+
+
+def schema(task: type[Task]) -> type[Any]:
+    """The config of a task's runs: :class:`DownstreamConfig` with the task's own section ``task``."""
+    section = ("task", task.config_class, field(default_factory=task.config_class))
+    return make_dataclass("DownstreamConfig", [section], bases=(DownstreamConfig,))

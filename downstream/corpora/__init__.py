@@ -1,0 +1,1 @@
+"""Corpora in their official layouts, and manifests: each gives utterances by split."""

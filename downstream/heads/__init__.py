@@ -1,0 +1,1 @@
+"""Models on top of an upstream's features: tensors in, tensors out."""

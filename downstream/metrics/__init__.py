@@ -1,0 +1,1 @@
+"""Figures of merit, from predictions and references alone."""
