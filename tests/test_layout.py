@@ -145,7 +145,18 @@ FLOORS = {
     1: [f"upstream.distiller.{name}" for name in ("model", "encoder", "frontend", "model_config")],
     2: [
         f"upstream.distiller.{name}"
-        for name in ("convert", "derive", "expert", "export", "hubconf", "objective", "student", "teacher", "twin")
+        for name in (
+            "convert",
+            "derive",
+            "expert",
+            "export",
+            "hub_expert",
+            "hubconf",
+            "objective",
+            "student",
+            "teacher",
+            "twin",
+        )
     ],
     3: ["data", "engine", "report"],
     4: ["upstream.distiller.pretrain_expert", "downstream"],

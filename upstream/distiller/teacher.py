@@ -5,26 +5,19 @@ Always in eval mode and without gradient, unless the original's noisy targets ar
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from s3prl_distiller import checkpoint
-from s3prl_distiller.hub import load_hub, register
-
+from .hub_expert import load_hub_expert
 from .model import Encoder
 from .model_config import EncoderConfig
 from .twin import build_twin, hub_normalizes, mismatch
 
 log = logging.getLogger(__name__)
-
-_HUGGINGFACE_ENTRIES = {"hubert": "hf_hubert_custom", "wav2vec2": "hf_wav2vec2_custom"}
 
 
 @dataclass
@@ -132,13 +125,8 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     """
     if config.train_mode and config.twin:
         raise ValueError("teacher.train_mode=true needs teacher.twin=false: a twin has no dropout")
-    register()
-    name, arguments = _find(config)
-    expert: Any = _instantiate(name, arguments).eval().requires_grad_(False)
-    if hasattr(getattr(getattr(expert, "model", None), "config", None), "to_dict"):
-        # transformers 5 leaves out the normalisation at a pre-norm encoder's end; its version 4 and fairseq have it.
-        expert.model.config.tie_last_hidden_states = True
-        expert.model.config.apply_spec_augment = False  # in train mode it would mask the targets
+    name, expert = load_hub_expert(config.model, config.ckpt, role="teacher")
+    expert.eval().requires_grad_(False)
     twin = build_twin(expert)
     probe = torch.randn(16_000, generator=torch.Generator().manual_seed(0)) * 0.1
     hidden_states = _probe(expert, probe, name)
@@ -162,70 +150,6 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     return Teacher(expert, twin, info, config)
 
 
-def _find(config: TeacherConfig) -> tuple[str, dict[str, Any]]:
-    """The hub entry and its arguments for what the config names."""
-    hub = load_hub()
-    if config.model in hub.options():
-        return config.model, {} if config.ckpt is None else {"ckpt": config.ckpt}
-    path = Path(config.model).expanduser()
-    if path.is_dir():
-        settings = checkpoint.load_json(path / checkpoint.CONFIG)
-        if settings.get("format") == "s3prl_distiller":
-            return "distiller_local", {"ckpt": str(path)}
-        if not (path / "preprocessor_config.json").is_file():
-            # s3prl would take another model's.
-            raise checkpoint.CheckpointError(
-                f"{path} has no preprocessor_config.json, which says whether waveforms are normalised: put one there, "
-                'such as {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": false}'
-            )
-        return _HUGGINGFACE_ENTRIES.get(settings.get("model_type", ""), ""), {"ckpt": str(path)}
-    if path.is_file():
-        return _entry_for_file(path), {"ckpt": str(path)}
-    near = difflib.get_close_matches(config.model, hub.options(), n=3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(
-        f"teacher {config.model!r} is no name in the s3prl hub, no checkpoint file and no Hugging Face folder{hint}"
-    )
-
-
-def _entry_for_file(path: Path) -> str:
-    states = checkpoint.load_torch(path)
-    keys = set(states) if isinstance(states, dict) else set()
-    if {"Distiller", "Config"} <= keys:
-        return "distiller_local"
-    if {"cfg", "model"} <= keys:
-        return "wavlm_local"
-    if not {"task_cfg", "model_cfg", "model_weight"} <= keys:
-        raise checkpoint.CheckpointError(
-            f"{path} is no teacher that s3prl can load: it has the keys {', '.join(sorted(map(str, keys)))[:100]} and "
-            "not task_cfg, model_cfg and model_weight. A fairseq checkpoint is converted by s3prl's "
-            "upstream/hubert/convert.py."
-        )
-    if "dictionaries_symbols" in keys:
-        return "hubert_custom"
-    return "data2vec_custom" if "average_top_k_layers" in states["model_cfg"] else "wav2vec2_custom"
-
-
-def _instantiate(name: str, arguments: dict[str, Any]) -> nn.Module:
-    if not name:
-        return HuggingFaceExpert(arguments["ckpt"])
-    source = arguments.get("ckpt", f"{name} of the s3prl hub")
-    try:
-        return getattr(load_hub(), name)(**arguments)
-    except (OSError, ConnectionError) as error:
-        from s3prl.util.download import get_dir
-
-        reason = str(error).split("\n")[0][:200]
-        raise ValueError(
-            f"teacher {source} could not be loaded ({type(error).__name__}: {reason}). "
-            f"A registered checkpoint is downloaded into {get_dir()}; without a network pass a local one, "
-            "--teacher FILE_OR_FOLDER."
-        ) from error
-    except (ImportError, *checkpoint.UNREADABLE) as error:
-        reason = str(error).split("\n")[0][:300] or type(error).__name__
-        raise ValueError(f"teacher {source} could not be loaded as {name}: {reason}") from error
-
-
 def _probe(expert: nn.Module, wav: Tensor, name: str) -> Sequence[Tensor]:
     with torch.no_grad():
         output = expert([wav])
@@ -235,34 +159,3 @@ def _probe(expert: nn.Module, wav: Tensor, name: str) -> Sequence[Tensor]:
     if len({state.shape for state in states}) != 1:
         raise ValueError(f"teacher {name} has layers of several widths or frame rates, which are not supported")
     return states
-
-
-class HuggingFaceExpert(nn.Module):
-    """A Hugging Face folder for which the s3prl hub has no entry, such as data2vec-audio, behind the same interface."""
-
-    def __init__(self, ckpt: str):
-        super().__init__()
-        from transformers import AutoFeatureExtractor, AutoModel
-
-        try:
-            self.extracter: Any = AutoFeatureExtractor.from_pretrained(ckpt)
-            self.model: Any = AutoModel.from_pretrained(ckpt)
-        except checkpoint.UNREADABLE as error:
-            reason = str(error).split("\n")[0][:300] or type(error).__name__
-            raise ValueError(f"teacher {ckpt} could not be loaded: {reason}") from error
-
-    def get_downsample_rates(self, key: str = "hidden_states") -> int:
-        rate = 1
-        for stride in getattr(self.model.config, "conv_stride", [320]):
-            rate *= stride
-        return rate
-
-    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
-        inputs = self.extracter(
-            [wav.cpu().numpy() for wav in wavs],
-            sampling_rate=16_000,
-            padding=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        ).to(wavs[0].device)
-        return {"hidden_states": self.model(**inputs, output_hidden_states=True).hidden_states}

@@ -1,0 +1,36 @@
+"""From an upstream's hidden states to one feature: a learned weighted sum over the layers (arXiv 2105.01051)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Featurizer(nn.Module):
+    """Weighted sum with weights that add up to one.
+
+    Args:
+        n_layers: how many hidden states there are; a single one is passed through.
+        normalize: bring each frame of each layer to zero mean and unit variance before.
+    """
+
+    def __init__(self, n_layers: int, normalize: bool = False):
+        super().__init__()
+        self.normalize = normalize
+        self.weights = nn.Parameter(torch.zeros(n_layers)) if n_layers > 1 else None
+
+    def forward(self, hidden_states: Sequence[Tensor]) -> Tensor:
+        """(B, T, D) for each layer to (B, T, D)."""
+        stacked = torch.stack(list(hidden_states))
+        if self.weights is None:
+            return stacked[0]
+        if self.normalize:
+            stacked = F.layer_norm(stacked, stacked.shape[-1:])
+        return torch.einsum("l,lbtd->btd", self.weights.softmax(0), stacked)
+
+    def shares(self) -> list[float]:
+        """What each layer counts for; they add up to one."""
+        return [1.0] if self.weights is None else self.weights.detach().float().softmax(0).tolist()
