@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import logging
-import random
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,13 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 
 from s3prl_distiller import registry, report, settings
-from s3prl_distiller.engine import estimate, newest_checkpoint, train
+from s3prl_distiller.engine import estimate, train
 
 from .common import log_to, run_command
+from .runs import choose_device, refuse_torchrun, seed, starting_point
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Checks come in the order in which mistakes are cheapest to find."""
+    refuse_torchrun()
     module = registry.find("upstream", args.upstream, "pretrain_expert")
-    device = _device(args.device)
+    device = choose_device(args.device)
     folder = _folder(args)
-    resume, weights = _starting_point(args, folder)
+    resume, weights = starting_point(args, folder)
     config, given = _config(args, module, resume)
     if not args.dry_run:
         log_to(folder / "run.log")
         log.info("Results go to %s", folder)
-    _seed(config.runner.seed)
+    seed(config.runner.seed)
     expert = module.build(config, given, folder, device, resume or weights)
     if args.dry_run:
         text = estimate(expert, config.runner, config.optimizer, folder, device)
@@ -116,32 +115,6 @@ def _folder(args: argparse.Namespace) -> Path:
     raise ValueError("give the run a name with -n NAME (results go to result/pretrain/NAME), or a folder with -p DIR")
 
 
-def _starting_point(args: argparse.Namespace, folder: Path) -> tuple[Path | None, Path | None]:
-    """The checkpoint folder to resume exactly, or the checkpoint whose weights to start from."""
-    newest = newest_checkpoint(folder)
-    if args.past_exp is not None and (args.expname or args.expdir):
-        if not args.past_exp.exists():
-            raise ValueError(f"there is no checkpoint at {args.past_exp}")
-        if newest is None and not (folder / "log.jsonl").exists():
-            return None, newest_checkpoint(args.past_exp) or args.past_exp
-    elif args.past_exp is not None:
-        if newest is None:
-            raise ValueError(
-                f"{args.past_exp} is no run that can be resumed. To start a new one from its weights, name it: -n NAME"
-            )
-        if args.past_exp.name.startswith("states-") and args.past_exp.with_suffix("").name != newest.name:
-            raise ValueError(
-                f"{args.past_exp} is not the newest checkpoint of its run, {newest}, which would be lost: resume that "
-                "one, or start a new run from these weights with -n NAME"
-            )
-        return newest, None
-    elif args.auto_resume or args.dry_run:
-        return newest if args.auto_resume else None, None
-    if newest is not None or (folder / "log.jsonl").exists():
-        raise ValueError(f"{folder} already holds a run: go on with it (-a), or choose another name (-n)")
-    return None, None
-
-
 def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -> tuple[Any, dict[str, Any]]:
     options: dict[str, dict[str, Any]] = {}
     if args.teacher:
@@ -170,21 +143,3 @@ def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -
     else:
         files.insert(0, settings.bundled("pretrain", "distilhubert"))
     return module.load_config(files, options, args.override)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name} is no device: use cuda or cpu") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has no GPU that torch can use; leave it out to run on the CPU")
-    return device
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

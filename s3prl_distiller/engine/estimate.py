@@ -73,15 +73,15 @@ def estimate(
     timed, heard = times[_WARM_UP:] or times, audio[_WARM_UP:] or audio
     step = sum(timed) / len(timed) * runner.gradient_accumulate_steps
     with tempfile.TemporaryDirectory() as place:
-        checkpoint.save_torch(task.add_state_to_save({}, 0), Path(place) / "states-0.ckpt")
-        size = (Path(place) / "states-0.ckpt").stat().st_size
+        checkpoint.save_folder(Path(place) / "states-0", task.native_writers(0))
+        size = (Path(place) / "states-0" / checkpoint.WEIGHTS).stat().st_size
     return "\n".join(
         [
-            "Dry run: teacher, data, student, one checkpoint and a few steps are in order.",
+            "Dry run: models, data, one checkpoint and a few steps are in order.",
             f"  a step: {step:.2f} s, {sum(heard) / sum(timed):.0f} s of audio per second on {device.type}",
             f"  the whole run: {runner.total_steps} steps, about {_duration(step * runner.total_steps)}",
             f"  memory at its highest: {_gigabytes(_peak(device))}",
-            f"  disk: {_gigabytes(need)} at most; a student to hand on takes {_gigabytes(size)}",
+            f"  disk: {_gigabytes(need)} at most; the weights of one checkpoint take {_gigabytes(size)}",
         ]
     )
 

@@ -1,0 +1,69 @@
+"""What runs of both kinds share: where they start from, on what device, from which seed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from s3prl_distiller.engine import newest_checkpoint
+
+
+def starting_point(args: argparse.Namespace, folder: Path) -> tuple[Path | None, Path | None]:
+    """The checkpoint folder to resume exactly, or the checkpoint whose weights to start from.
+
+    Raises:
+        ValueError: there is a run already, or none where one should be.
+    """
+    newest = newest_checkpoint(folder)
+    if args.past_exp is not None and (args.expname or args.expdir):
+        if not args.past_exp.exists():
+            raise ValueError(f"there is no checkpoint at {args.past_exp}")
+        if newest is None and not (folder / "log.jsonl").exists():
+            return None, newest_checkpoint(args.past_exp) or args.past_exp
+    elif args.past_exp is not None:
+        if newest is None:
+            raise ValueError(
+                f"{args.past_exp} is no run that can be resumed. To start a new one from its weights, name it: -n NAME"
+            )
+        if args.past_exp.name.startswith("states-") and args.past_exp.with_suffix("").name != newest.name:
+            raise ValueError(
+                f"{args.past_exp} is not the newest checkpoint of its run, {newest}, which would be lost: resume that "
+                "one, or start a new run from these weights with -n NAME"
+            )
+        return newest, None
+    elif args.auto_resume or args.dry_run:
+        return newest if args.auto_resume else None, None
+    if newest is not None or (folder / "log.jsonl").exists():
+        raise ValueError(f"{folder} already holds a run: go on with it (-a), or choose another name (-n)")
+    return None, None
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, by default a GPU if there is one. Raises ValueError where there is none."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name} is no device: use cuda or cpu") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no GPU that torch can use; leave it out to run on the CPU")
+    return device
+
+
+def seed(number: int) -> None:
+    """Seed every generator of random numbers that a run may draw from."""
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)
+
+
+def refuse_torchrun() -> None:
+    """Raises ValueError where several processes were started for what runs in one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("this runs on one GPU: start it without torchrun")
