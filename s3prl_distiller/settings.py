@@ -38,6 +38,12 @@ def bundled(kind: str, name: str) -> Path:
     return path
 
 
+def bundled_or_none(kind: str, name: str) -> Path | None:
+    """As :func:`bundled`, but None where there is none of that name."""
+    path = Path(str(importlib.resources.files("s3prl_distiller.config").joinpath(kind))) / f"{name}.yaml"
+    return path if path.is_file() else None
+
+
 def find(kind: str, name: str) -> Path:
     """A YAML file by path, or a bundled one by name."""
     path = Path(name).expanduser()

@@ -48,6 +48,7 @@ class Task(ABC):
         config: the section ``task`` of the run's config, an instance of ``config_class``.
         splits: the utterances in use, filled by ``prepare``.
         left_out: by split, how many utterances were left out, by reason.
+        notes: what whoever reads the figures must know, such as where pronunciations came from.
     """
 
     name: ClassVar[str]
@@ -70,8 +71,13 @@ class Task(ABC):
         self.config: Any = config
         self.splits: Splits = {}
         self.left_out: dict[str, Counter[str]] = {}
+        self.notes: list[str] = []
 
     # Data
+
+    def folds(self, root: Path) -> list[int]:
+        """Folds of the corpus at ``root``, where a task is trained and judged on each in turn (``task.fold``)."""
+        return []
 
     @abstractmethod
     def read(self, root: Path) -> Splits:

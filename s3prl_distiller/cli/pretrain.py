@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-
 from s3prl_distiller import registry, report, settings
 from s3prl_distiller.engine import estimate, train
 

@@ -32,12 +32,13 @@ _MOST_SKIPPED = 20
 class Task(Protocol):
     """What the loop needs of what is trained; the pretrain expert is one, a downstream expert another."""
 
-    model: nn.Module  # what is trained and saved
     fingerprint: str  # of the training data
     metric: str  # which figure of a validation says how good the model is
     higher_is_better: bool
     keep_best: bool  # whether the best model on held-out data is kept apart, in the folder ``best``
 
+    @property
+    def model(self) -> nn.Module: ...  # what is trained and saved
     def get_train_dataloader(self, epoch: int, skip: int) -> Iterable[Any]: ...
     def validate(self, autocast: Any, device: torch.device) -> dict[str, float]: ...
     def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...

@@ -1,0 +1,88 @@
+"""What an evaluation leaves: figures with confidence intervals, a line for each prediction, pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s3prl_distiller import checkpoint
+
+from .task import Row
+
+Score = Callable[[Sequence[Row]], dict[str, float]]
+Figures = dict[str, dict[str, Any]]
+"""By name: ``value``, ``low`` and ``high`` (95 % interval), ``unit``; over folds also ``spread``."""
+
+_DRAWS = 1000
+
+
+def measure(score: Score, groups: Sequence[Sequence[Row]], by: str | None, units: dict[str, str]) -> Figures:
+    """Figures of one evaluation, or their mean over several (folds), with bootstrap intervals over the test items.
+
+    Args:
+        groups: predictions of each evaluation.
+        by: key of a row; rows that share its value are drawn together. None: each row by itself.
+        units: by figure.
+
+    The interval is the percentile interval (Efron and Tibshirani 1993) of 1,000 draws with replacement. It says how
+    far the figure depends on which utterances happen to be in the test set, not on the seed of the training.
+    """
+    values = [score(rows) for rows in groups]
+    rng = np.random.default_rng(0)
+    blocks = [_blocks(rows, by) for rows in groups]
+    draws: dict[str, list[float]] = {name: [] for name in values[0]}
+    for _ in range(_DRAWS):
+        drawn = [score([row for i in rng.integers(len(b), size=len(b)) for row in b[i]]) for b in blocks]
+        for name, kept in draws.items():
+            kept.append(float(np.mean([figures[name] for figures in drawn])))
+    return {name: _figure([v[name] for v in values], draws[name], units.get(name, "")) for name in values[0]}
+
+
+def _blocks(rows: Sequence[Row], by: str | None) -> list[list[Row]]:
+    if by is None:
+        return [[row] for row in rows]
+    blocks: dict[Any, list[Row]] = {}
+    for row in rows:
+        blocks.setdefault(row.get(by), []).append(row)
+    return list(blocks.values())
+
+
+def _figure(values: list[float], draws: list[float], unit: str) -> dict[str, Any]:
+    finite = [draw for draw in draws if math.isfinite(draw)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if finite else (math.nan, math.nan)
+    figure = {"value": _round(np.mean(values)), "low": _round(low), "high": _round(high), "unit": unit}
+    if len(values) > 1:
+        figure |= {"spread": _round(np.std(values, ddof=1)), "each": [_round(value) for value in values]}
+    return figure
+
+
+def _round(value: Any) -> float | None:
+    """JSON has no NaN: null stands for it."""
+    return round(float(value), 4) if math.isfinite(value) else None
+
+
+def in_words(name: str, figure: dict[str, Any]) -> str:
+    """Such as ``acc 81.40 % (95 % interval 80.60 to 82.20)``."""
+    if figure["value"] is None:
+        return f"{name} is undefined here"
+    unit = f" {figure['unit']}" if figure["unit"] else ""
+    text = f"{name} {figure['value']:.2f}{unit}"
+    if figure["low"] is not None:
+        text += f" (95 % interval {figure['low']:.2f} to {figure['high']:.2f})"
+    if "spread" in figure:
+        text += f", spread over {len(figure['each'])} folds {figure['spread']:.2f}"
+    return text
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """A line of JSON for each prediction."""
+    checkpoint.save_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,300 @@
+"""Train, judge and use a downstream task: what the command line calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from s3prl_distiller import audio, checkpoint, registry, settings
+from s3prl_distiller.data.sources import SUFFIXES
+from s3prl_distiller.data.utterance import Utterance
+from s3prl_distiller.engine import BEST, Outcome, check_disk, distributed, estimate, newest_checkpoint, precision, train
+
+from . import corpus, pictures, results
+from .config import DownstreamConfig, schema
+from .expert import FORMAT, DownstreamExpert, check_upstream
+from .s3prl_names import translate
+from .task import Row, Task
+from .upstream import Upstream, load_upstream
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Trained:
+    """A checkpoint of a run: its folder, the folder of its run, what it says of itself."""
+
+    checkpoint: Path
+    run: Path
+    saved: dict[str, Any]
+
+    @property
+    def config_file(self) -> Path:
+        return self.run / "config.yaml"
+
+
+def task_class(name: str) -> type[Task]:
+    """The task of that name. Raises ValueError where there is none."""
+    return registry.find("downstream", name).Task
+
+
+def load_config(
+    name: str, files: Sequence[Path], options: Mapping[str, Any], overrides: Sequence[str]
+) -> DownstreamConfig:
+    """The config of a run of a task.
+
+    Args:
+        files: YAML files, the later ones over the earlier; the task's own is read before them.
+        options: values by section, over the files.
+        overrides: texts of ``-o``, over both.
+
+    Raises:
+        ValueError: a key or type is wrong; it is named.
+    """
+    task = task_class(name)
+    # A third party's task has its defaults in its config_class.
+    own = [path] if (path := settings.bundled_or_none("downstream", name)) else []
+    config, _ = settings.load(schema(task), [*own, *files], options, overrides, translate)
+    config.validate()
+    return config
+
+
+def folds(name: str, config: DownstreamConfig) -> list[int]:
+    """The folds that a run goes through one after the other; none for a task or config without."""
+    if not config.data.path or getattr(config.task, "fold", None) != 0:
+        return []
+    return task_class(name)(config.task).folds(Path(config.data.path).expanduser())
+
+
+def build(name: str, config: DownstreamConfig, folder: Path, device: torch.device) -> DownstreamExpert:
+    """Put a run together, cheap checks first.
+
+    Raises:
+        ValueError: upstream or data cannot be used, or do not fit together.
+    """
+    task = task_class(name)(config.task)
+    upstream = load_upstream(config.upstream)
+    log.info("Upstream %s: %d layers, %d wide", upstream.name, upstream.n_layers, upstream.width)
+    with _one_after_the_other():
+        corpus.prepare(task, config.data, upstream.downsample_rate, folder)
+    for line in corpus.counts(task):
+        log.info("Data: %s", line)
+    return DownstreamExpert(config, task, upstream).to(device)
+
+
+def dry_run(expert: DownstreamExpert, folder: Path, device: torch.device) -> str:
+    """What the corpus holds and, from a few steps, what the whole run will take."""
+    config, task = expert.config, expert.task
+    head = sum(parameter.numel() for parameter in expert.model.head.parameters())
+    lines = [f"Task {task.name}, upstream {expert.upstream.name}; head: {head / 1e6:.2f} M parameters", "Corpus:"]
+    lines += [f"  {line}" for line in [*corpus.counts(task), *task.notes]]
+    if task.trained:
+        lines.append(estimate(expert, config.runner, config.optimizer, folder, device))
+    return "\n".join(lines)
+
+
+def fit(expert: DownstreamExpert, folder: Path, device: torch.device, resume: Path | None) -> Outcome | None:
+    """Train until the last step or a signal; None where the task has nothing to train."""
+    config = expert.config
+    if not expert.task.trained:
+        if distributed.is_main():
+            checkpoint.save_text(settings.to_yaml(config), folder / "config.yaml")
+            checkpoint.save_folder(folder / BEST, expert.native_writers(0))
+        return None
+    check_disk(expert.model, config.runner, folder)
+    if resume is not None:
+        expert.load(resume)
+        expert.task.load_state(checkpoint.load_json(resume / checkpoint.CONFIG)["state"])
+    return train(expert, config.runner, config.optimizer, folder, device, resume, settings.to_yaml(config))
+
+
+def find_trained(path: Path) -> Trained:
+    """The best checkpoint of the run at ``path`` (its newest where no evaluation had a figure), or ``path`` itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    places = [path, path / BEST]
+    folder = next((place for place in places if (place / checkpoint.CONFIG).is_file()), None)
+    if folder is None and path.is_dir():
+        folder = newest_checkpoint(path)
+    if folder is None:
+        raise ValueError(f"{path} holds no trained task: give the folder of a run (result/downstream/NAME)")
+    if damage := checkpoint.folder_damage(folder):
+        raise ValueError(f"the checkpoint {folder} is damaged: {damage}")
+    saved = checkpoint.load_json(folder / checkpoint.CONFIG)
+    if saved.get("format") != FORMAT:
+        raise ValueError(f"{folder} is no checkpoint of a downstream task")
+    return Trained(folder, folder.parent, saved)
+
+
+def restore(
+    trained: Trained, config: DownstreamConfig, device: torch.device, read_data: Path | None
+) -> DownstreamExpert:
+    """The expert of a checkpoint.
+
+    Args:
+        config: of its run, with what the user has changed.
+        read_data: a folder for the report on the data, which is then read; None: without data.
+
+    Raises:
+        ValueError: the upstream is another than the one that the head was trained on, or the data cannot be used.
+    """
+    task = task_class(trained.saved["task"])(config.task)
+    upstream: Upstream = load_upstream(config.upstream)
+    check_upstream(trained.saved, upstream, trained.checkpoint)
+    task.load_state(trained.saved["state"])
+    if read_data is not None:
+        with _one_after_the_other():
+            corpus.prepare(task, config.data, upstream.downsample_rate, read_data)
+        task.load_state(trained.saved["state"])
+    expert = DownstreamExpert(config, task, upstream).to(device)
+    expert.load(trained.checkpoint)
+    return expert
+
+
+def judge(expert: DownstreamExpert, split: str, folder: Path, device: torch.device, step: int) -> list[Row]:
+    """Evaluate on a split; write figures, predictions and pictures.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    task = expert.task
+    if split not in task.splits:
+        raise ValueError(f"there is no split {split!r} (-t): {task.name} has {', '.join(task.splits)}")
+    autocast, _ = precision(expert.config.runner.precision, device)
+    rows = task.evaluate(split, lambda utterances: expert.predict(utterances, autocast, device))
+    if expert.unheard:
+        log.warning("%d utterances of %s could not be decoded and are not in its figures", expert.unheard, split)
+    if not distributed.is_main():
+        return rows
+    figures = results.measure(task.score, [rows], task.resample_by, task.units)
+    results.write_rows(rows, folder / f"predictions-{split}.jsonl")
+    layers = expert.model.featurizer.shares()
+    left_out = dict(task.left_out.get(split, {})) | ({"undecodable": expert.unheard} if expert.unheard else {})
+    summary = {
+        "task": task.name,
+        "split": split,
+        "metrics": figures,
+        "utterances": len(task.splits[split]) - expert.unheard,
+        "left_out": left_out,
+        "upstream": {"name": expert.upstream.name, "fingerprint": expert.upstream.fingerprint},
+        "step": step,
+        "layer_weights": layers,
+        "state": task.state(),
+        "notes": task.notes,
+    }
+    checkpoint.save_json(summary, folder / f"metrics-{split}.json")
+    if task.trained:
+        pictures.draw_curves(folder, task.metric, task.units.get(task.metric, ""))
+    if len(layers) > 1 and not task.all_layers:
+        pictures.draw_layers(layers, expert.upstream.name, folder / "layer_weights.png")
+    drawn = [path.name for path in task.figures(rows, folder)]
+    checkpoint.save_text(_page(summary, corpus.counts(task), drawn), folder / "summary.md")
+    return rows
+
+
+def join_folds(name: str, config: DownstreamConfig, folders: Sequence[Path], folder: Path) -> str:
+    """Mean and spread of the figures over folds; writes ``metrics-test.json`` and ``summary.md``."""
+    task = task_class(name)
+    each = [results.read_rows(place / "predictions-test.jsonl") for place in folders]
+    figures = results.measure(task(config.task).score, each, task.resample_by, task.units)
+    parts = [checkpoint.load_json(place / "metrics-test.json") for place in folders]
+    summary = {
+        "task": name,
+        "split": "test",
+        "metrics": figures,
+        "utterances": sum(part["utterances"] for part in parts),
+        "folds": [place.name for place in folders],
+        "upstream": parts[0]["upstream"],
+        "notes": sorted({note for part in parts for note in part["notes"]}),
+    }
+    checkpoint.save_text(settings.to_yaml(config), folder / "config.yaml")
+    checkpoint.save_json(summary, folder / "metrics-test.json")
+    text = _page(summary, [f"{place.name}: see {place.name}/summary.md" for place in folders], [])
+    checkpoint.save_text(text, folder / "summary.md")
+    return text
+
+
+def infer(expert: DownstreamExpert, paths: Sequence[Path], device: torch.device) -> Iterator[str]:
+    """What the task says of a user's own files, or of all audio in a folder.
+
+    Raises:
+        ValueError: a file cannot be read, or there is none.
+    """
+    task, config = expert.task, expert.config
+    utterances = [_utterance(path, config.data.min_seconds) for path in _audio_files(paths)]
+    autocast, _ = precision(config.runner.precision, device)
+    outputs = list(expert.predict(utterances, autocast, device))
+    for row in task.rows(outputs, None):
+        yield task.say(row)
+
+
+def untrained(name: str, config: DownstreamConfig, device: torch.device) -> DownstreamExpert:
+    """An expert of a task that has nothing to train, without data."""
+    return DownstreamExpert(config, task_class(name)(config.task), load_upstream(config.upstream)).to(device)
+
+
+def from_saved(trained: Trained, options: Mapping[str, Any], overrides: Sequence[str]) -> DownstreamConfig:
+    """The config of a checkpoint, with what the user changes."""
+    task = task_class(trained.saved["task"])
+    saved = cast(dict[str, Any], trained.saved["settings"])
+    merged = {section: {**values, **options.get(section, {})} for section, values in saved.items()}
+    config, _ = settings.load(schema(task), [], merged, overrides, translate)
+    config.validate()
+    return config
+
+
+def _audio_files(paths: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        else:
+            found.append(path)
+    if not found:
+        raise ValueError(f"there is no audio ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
+    return found
+
+
+def _utterance(path: Path, min_seconds: float) -> Utterance:
+    seconds = audio.probe(path).duration
+    if seconds < min_seconds:
+        raise ValueError(f"{path} has {seconds:.4f} s of audio, less than data.min_seconds = {min_seconds}")
+    return Utterance(str(path), str(path), str(path), duration=seconds)
+
+
+@contextmanager
+def _one_after_the_other() -> Iterator[None]:
+    """The main process first, so that the others find checked files in the cache."""
+    if not distributed.is_main():
+        distributed.wait()
+    yield
+    if distributed.is_main():
+        distributed.wait()
+
+
+def _page(summary: Mapping[str, Any], lines: Sequence[str], drawn: Sequence[str]) -> str:
+    where = f", best on dev at step {summary['step']}" if summary.get("step") else ""
+    return "\n".join(
+        [
+            f"# {summary['task']} with {summary['upstream']['name']}: {summary['split']}",
+            "",
+            *(f"- **{results.in_words(name, figure)}**" for name, figure in summary["metrics"].items()),
+            f"- {summary['utterances']} utterances{where}",
+            *(f"- left out: {count} {reason}" for reason, count in summary.get("left_out", {}).items()),
+            *(f"- {note}" for note in summary["notes"]),
+            *(f"- {line}" for line in lines),
+            *(f"- picture: {name}" for name in drawn),
+            "",
+            "Intervals are over the test items (1,000 bootstrap draws), not over seeds. Every prediction is a line of "
+            f"predictions-{summary['split']}.jsonl.",
+            "",
+        ]
+    )
