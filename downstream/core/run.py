@@ -196,8 +196,13 @@ def judge(expert: DownstreamExpert, split: str, folder: Path, device: torch.devi
     if len(layers) > 1 and not task.all_layers:
         pictures.draw_layers(layers, expert.upstream.name, folder / "layer_weights.png")
     drawn = [path.name for path in task.figures(rows, folder)]
-    checkpoint.save_text(_page(summary, corpus.counts(task), drawn), folder / "summary.md")
+    checkpoint.save_text(_page(summary, corpus.counts(task), drawn), page(folder, split))
     return rows
+
+
+def page(folder: Path, split: str) -> Path:
+    """Where the summary of an evaluation is."""
+    return folder / ("summary.md" if split == "test" else f"summary-{split}.md")
 
 
 def join_folds(name: str, config: DownstreamConfig, folders: Sequence[Path], folder: Path) -> str:
@@ -218,7 +223,7 @@ def join_folds(name: str, config: DownstreamConfig, folders: Sequence[Path], fol
     checkpoint.save_text(settings.to_yaml(config), folder / "config.yaml")
     checkpoint.save_json(summary, folder / "metrics-test.json")
     text = _page(summary, [f"{place.name}: see {place.name}/summary.md" for place in folders], [])
-    checkpoint.save_text(text, folder / "summary.md")
+    checkpoint.save_text(text, page(folder, "test"))
     return text
 
 

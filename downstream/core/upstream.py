@@ -14,6 +14,7 @@ from s3prl_distiller.audio import SAMPLE_RATE
 
 from ...upstream.distiller.frontend import frame_lengths
 from ...upstream.distiller.hub_expert import load_hub_expert
+from ...upstream.distiller.model import Encoder
 from ...upstream.distiller.twin import build_twin, mismatch
 from .config import UpstreamConfig
 
@@ -53,15 +54,20 @@ class Upstream(nn.Module):
         rate = expert.get_downsample_rates(config.feature)
         self.downsample_rate = rate if isinstance(rate, int) else int(rate[-1])
         probe = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1
-        self.twin = None
+        self.layers: list[int] = []
+        self.twin: Encoder | None = None
         if config.feature in ("hidden_states", "last_hidden_state") and not config.trainable:
             twin = build_twin(expert)
             if twin is not None and (difference := mismatch(twin, expert, [probe])) is not None:
                 log.info("Upstream %s runs as the hub gives it: in our encoder it has %s", name, difference)
                 twin = None
             self.twin = twin
+        self.window: int | None = None
+        self._has_mask = False
         with torch.no_grad():
             states = self._states([probe])[0]
+        if self.twin is None and not self._has_mask:
+            self.window = self._measure_window(probe)
         self.layers = list(range(len(states)))
         if config.layer is not None:
             if not -len(states) <= config.layer < len(states):
@@ -100,9 +106,7 @@ class Upstream(nn.Module):
             (B, T, D) for each layer, with zeros after an utterance's end, and (B,) frames of each on the CPU.
         """
         if self.twin is not None:
-            last = max(self.layers)
-            states: Sequence[Tensor] = self.twin(wave, lengths, last_layer=last).hidden_states
-            frames = frame_lengths(lengths, self.twin.conv_layers)
+            states, frames = self._twin_states(self.twin, wave, lengths)
         else:
             wavs = [row[:length] for row, length in zip(wave, lengths.tolist(), strict=True)]
             # Half precision is not known to be safe in an architecture that we did not write.
@@ -113,16 +117,21 @@ class Upstream(nn.Module):
         mask = mask.to(chosen[0].device)[..., None]
         return [state.float() * mask for state in chosen], frames
 
+    def _twin_states(self, twin: Encoder, wave: Tensor, lengths: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        frames = frame_lengths(lengths, twin.conv_layers)
+        if self.config.feature == "last_hidden_state":
+            return twin(wave, lengths).hidden_states[-1:], frames
+        return twin(wave, lengths, last_layer=max(self.layers) if self.layers else None).hidden_states, frames
+
     def _states(self, wavs: list[Tensor]) -> tuple[Sequence[Tensor], Tensor]:
         """The output that is asked for as a list of layers, and the frames of each utterance."""
         lengths = torch.tensor([len(wav) for wav in wavs])
         if self.twin is not None:
-            wave = nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-            states = self.twin(wave, lengths).hidden_states
-            states = states if self.config.feature == "hidden_states" else states[-1:]
-            return states, frame_lengths(lengths, self.twin.conv_layers)
+            return self._twin_states(self.twin, nn.utils.rnn.pad_sequence(wavs, batch_first=True), lengths)
         output = self.expert(wavs)
         feature = output.get(self.config.feature)
+        if feature is None and self.config.feature == "last_hidden_state":
+            feature = output.get("hidden_states", [None])[-1]
         if isinstance(feature, dict):
             feature = list(feature.values())
         if isinstance(feature, Tensor):
@@ -131,12 +140,38 @@ class Upstream(nn.Module):
             there = ", ".join(key for key, value in output.items() if value is not None)
             raise ValueError(f"upstream {self.name} gives no {self.config.feature!r} (-s): it has {there}")
         longest = feature[0].shape[1]
-        if isinstance(output.get("pad_mask"), Tensor) and output["pad_mask"].shape == feature[0].shape[:2]:
-            frames = output["pad_mask"].sum(1).round().long().cpu()
-        else:
+        mask = output.get("pad_mask")
+        self._has_mask = isinstance(mask, Tensor) and mask.shape == feature[0].shape[:2]
+        if self._has_mask:
+            frames = mask.sum(1).round().long().cpu()
+        elif self.window is None:
             # As s3prl counts them.
             frames = (lengths / self.downsample_rate).round().long().clamp(1, longest)
+        else:
+            frames = ((lengths - self.window) // self.downsample_rate + 1).clamp(1, longest)
         return feature, frames
+
+    @torch.no_grad()
+    def _measure_window(self, probe: Tensor) -> int | None:
+        """Samples that the first frame takes, so that later ones begin every ``downsample_rate`` samples.
+
+        Alone an utterance tells how many frames it has; in a batch, where shorter ones are padded, it does not. None
+        where frames do not come at even distances.
+        """
+
+        def count(samples: int) -> int:
+            return self._states([probe[:samples]])[0][0].shape[1]
+
+        rate, samples = self.downsample_rate, SAMPLE_RATE // 2
+        most = count(samples)
+        # The window is the shortest length with that many frames, less those before the last.
+        low, high = samples - rate, samples
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if count(middle) == most else (middle, high)
+        window = high - (most - 1) * rate
+        regular = all(count(n) == (n - window) // rate + 1 for n in (len(probe), len(probe) - rate // 3))
+        return window if regular else None
 
 
 def load_upstream(config: UpstreamConfig) -> Upstream:

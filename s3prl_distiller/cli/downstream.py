@@ -135,7 +135,7 @@ def _train_one(args: argparse.Namespace, core: Any, device: Any, config: Any, fo
     expert.load(best.checkpoint)
     expert.task.load_state(best.saved["state"])
     core.judge(expert, "test", folder, device, best.saved["step"])
-    _show((folder / "summary.md").read_text(encoding="utf-8"))
+    _show_page(core.page(folder, "test"))
     return 0
 
 
@@ -154,7 +154,7 @@ def _evaluate(args: argparse.Namespace, core: Any, device: Any) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     expert = core.restore(trained, config, device, folder)
     core.judge(expert, args.evaluate_split, folder, device, trained.saved["step"])
-    _show((folder / "summary.md").read_text(encoding="utf-8"))
+    _show_page(core.page(folder, args.evaluate_split))
     return 0
 
 
@@ -179,6 +179,11 @@ def _show(text: str) -> None:
     """To stdout, from one process only."""
     if distributed.is_main():
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+
+
+def _show_page(path: Path) -> None:
+    if distributed.is_main():
+        _show(path.read_text(encoding="utf-8"))
 
 
 def _need(args: argparse.Namespace, name: str, message: str) -> None:

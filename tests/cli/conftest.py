@@ -96,7 +96,7 @@ class Running:
 
 @dataclass
 class Commands:
-    """Starts ``run_pretrain.py``."""
+    """Starts ``run_pretrain.py`` or another script of the checkout."""
 
     server: subprocess.Popen[str]
     folder: Path
@@ -105,14 +105,17 @@ class Commands:
     started: list[Running] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self, cwd: Path, *arguments: str | Path, file_limit: int | None = None) -> Running:
+    def start(
+        self, cwd: Path, *arguments: str | Path, file_limit: int | None = None, script: str = "run_pretrain.py"
+    ) -> Running:
         """Start it by forking a process that has torch imported: the same script from its first line, sooner."""
         with self.lock:
-            return self._start(cwd, arguments, file_limit)
+            return self._start(cwd, arguments, file_limit, script)
 
-    def _start(self, cwd: Path, arguments: Sequence[str | Path], file_limit: int | None) -> Running:
+    def _start(self, cwd: Path, arguments: Sequence[str | Path], file_limit: int | None, script: str) -> Running:
         files = self.folder / f"command{len(self.started)}"
         request = {
+            "script": script,
             "argv": list(map(str, arguments)),
             "cwd": str(cwd),
             "file_limit": file_limit,
@@ -125,8 +128,14 @@ class Commands:
         self.started.append(running)
         return running
 
-    def run(self, cwd: Path, *arguments: str | Path, file_limit: int | None = None) -> Finished:
-        return self.start(cwd, *arguments, file_limit=file_limit).wait()
+    def run(
+        self, cwd: Path, *arguments: str | Path, file_limit: int | None = None, script: str = "run_pretrain.py"
+    ) -> Finished:
+        return self.start(cwd, *arguments, file_limit=file_limit, script=script).wait()
+
+    def downstream(self, cwd: Path, *arguments: str | Path) -> Finished:
+        """Run ``run_downstream.py``."""
+        return self.run(cwd, *arguments, script="run_downstream.py")
 
     def run_afresh(self, cwd: Path, *arguments: str | Path) -> Finished:
         """Run it in a new interpreter, with another hash seed and nothing imported."""

@@ -22,6 +22,7 @@ def warm_up() -> None:
     import lhotse.dataset.sampling  # noqa: F401
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
+    import s3prl_distiller.downstream.core.run  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
     from s3prl_distiller.upstream.distiller.teacher import TeacherConfig, load_teacher
 
@@ -61,7 +62,7 @@ def become(request: dict) -> None:
     if request["file_limit"] is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], request["file_limit"]))
-    sys.argv = [str(ROOT / "run_pretrain.py"), *request["argv"]]
+    sys.argv = [str(ROOT / request["script"]), *request["argv"]]
 
 
 if __name__ == "__main__":
