@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from s3prl_distiller import audio
 from s3prl_distiller.audio import SAMPLE_RATE
+from s3prl_distiller.data.config import cores
 from s3prl_distiller.data.loader import Batch, start_worker
-from s3prl_distiller.data.utterance import Utterance, as_bytes, open_audio
+from s3prl_distiller.data.utterance import TarMember, Utterance, as_bytes, open_audio
 from s3prl_distiller.engine import distributed
 
 from .config import DataConfig
@@ -136,15 +137,74 @@ class EvalOrder:
         return Draw(utterance, utterance.start + (total - samples) // 2 / SAMPLE_RATE, samples)
 
 
-def make_loader(order: Any, task: Task | None, config: DataConfig) -> DataLoader[LabelledBatch]:
+class Waves:
+    """Waveforms of utterances, decoded when they are asked for, or once and then kept.
+
+    Args:
+        kept: those that are known already, by the place of their file.
+        gain: factor on all samples.
+    """
+
+    def __init__(self, kept: dict[str, torch.Tensor] | None = None, gain: float = 1.0):
+        self.kept, self.gain = kept or {}, gain
+
+    def get(self, draw: Draw) -> torch.Tensor:
+        """float32 (samples,) at 16 kHz.
+
+        Raises:
+            AudioError: it cannot be decoded, or is shorter than when it was checked.
+        """
+        known = self.kept.get(draw.utterance.place)
+        if known is None:
+            wave = audio.load(_source(draw.utterance), start=draw.start, duration=draw.samples / SAMPLE_RATE)
+        else:
+            first = round(draw.start * SAMPLE_RATE)
+            wave = known[first : first + draw.samples]
+        if len(wave) < draw.samples - 2:  # the rounding of two rates
+            raise audio.AudioError(f"{draw.utterance.place}: shorter than when it was checked", "truncated")
+        return wave * self.gain if self.gain != 1 else wave
+
+
+def load_waves(utterances: Iterable[Utterance], config: DataConfig) -> Waves:
+    """The waveforms of a corpus: in memory where all of it is at most ``config.memory_hours`` long."""
+    waves = Waves(gain=10 ** (config.gain_db / 20))
+    utterances = list(utterances)
+    if sum(utterance.duration or 0.0 for utterance in utterances) > 3600 * config.memory_hours:
+        return waves
+    # Decoding releases the interpreter's lock. A file that fails now fails, and is counted, when it is drawn.
+    with ThreadPoolExecutor(cores()) as pool:
+        places = {utterance.place: utterance for utterance in utterances}
+        for place, wave in zip(places, pool.map(_decoded, places.values()), strict=True):
+            if wave is not None:
+                waves.kept[place] = wave
+    return waves
+
+
+def _decoded(utterance: Utterance) -> torch.Tensor | None:
+    try:
+        return audio.load(_source(utterance))
+    except (audio.AudioError, OSError):
+        return None
+
+
+def _source(utterance: Utterance) -> str | BinaryIO:
+    assert isinstance(utterance.audio, (str, TarMember)), "labelled data is files, or members of a tar"
+    return open_audio(utterance.audio)
+
+
+def make_loader(order: Any, task: Task | None, waves: Waves, config: DataConfig) -> DataLoader[LabelledBatch]:
     """Decode the batches of ``order``, in that order.
 
     Args:
         task: whose targets go with the utterances; None: no targets.
+        waves: where waveforms come from; those in memory need no processes.
     """
-    workers = config.num_workers if config.num_workers >= 0 else min(8, max(1, len(os.sched_getaffinity(0)) - 1))
+    if waves.kept:
+        workers = 0
+    else:
+        workers = config.num_workers if config.num_workers >= 0 else min(8, max(1, cores() - 1))
     return DataLoader(
-        _Decoder(task, 10 ** (config.gain_db / 20)),
+        _Batcher(task, waves),
         batch_size=None,
         sampler=order,
         num_workers=workers,
@@ -154,9 +214,9 @@ def make_loader(order: Any, task: Task | None, config: DataConfig) -> DataLoader
     )
 
 
-class _Decoder(Dataset[LabelledBatch]):
-    def __init__(self, task: Task | None, gain: float):
-        self._task, self._gain = task, gain
+class _Batcher(Dataset[LabelledBatch]):
+    def __init__(self, task: Task | None, waves: Waves):
+        self._task, self._waves = task, waves
 
     def __getitem__(self, item: tuple[list[Draw], int]) -> LabelledBatch:
         draws, whole = item
@@ -164,17 +224,11 @@ class _Decoder(Dataset[LabelledBatch]):
         kept: list[Utterance] = []
         dropped: list[str] = []
         for draw in draws:
-            utterance = draw.utterance
             try:
-                assert not hasattr(utterance.audio, "to_dict"), "labelled data is files, or members of a tar"
-                source = open_audio(utterance.audio)  # pyright: ignore[reportArgumentType]
-                wave = audio.load(source, start=draw.start, duration=draw.samples / SAMPLE_RATE)
-                if len(wave) < draw.samples - 2:  # the rounding of two rates
-                    raise audio.AudioError("shorter than when it was checked", "truncated")
-                waves.append(wave * self._gain if self._gain != 1 else wave)
-                kept.append(utterance)
+                waves.append(self._waves.get(draw))
+                kept.append(draw.utterance)
             except (audio.AudioError, OSError) as error:
-                dropped.append(f"{utterance.id}: {error}")
+                dropped.append(f"{draw.utterance.id}: {error}")
         return LabelledBatch(
             wave=pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0),
             lengths=torch.tensor([len(wave) for wave in waves], dtype=torch.int64),

@@ -40,6 +40,8 @@ class DataConfig:
     """utterances in a batch of an evaluation, which figures do not depend on; 0: as in training"""
     num_workers: int = -1
     """decoding processes; -1: one fewer than there are cores, at most 8; 0: decode in the training process"""
+    memory_hours: float = 2.0
+    """a corpus of at most so many hours is decoded once and kept in memory (230 MB an hour)"""
     bucketed: bool = False
     """draw batches of utterances of similar length"""
     long_seconds: float = 18.75
@@ -69,6 +71,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and not value >= self.min_seconds:
                 raise ValueError(f"data.{name} is {value}: it must be at least data.min_seconds = {self.min_seconds}")
+        if not self.memory_hours >= 0:
+            raise ValueError(f"data.memory_hours is {self.memory_hours}: it must be at least 0")
         if not 0 <= self.max_bad_share <= 1 or not self.min_seconds >= 0:
             raise ValueError("data.max_bad_share is a share between 0 and 1, and data.min_seconds at least 0")
         if not -100 <= self.gain_db <= 100:

@@ -69,17 +69,21 @@ def check_audio(task: Task, splits: Splits, config: DataConfig, folder: Path) ->
     return kept
 
 
-def counts(task: Task) -> list[str]:
-    """A line for each split: how many utterances, how much audio, what was left out, what SUPERB has."""
+def counts(task: Task, compare: bool = False) -> list[str]:
+    """A line for each split: how many utterances, how much audio, what was left out.
+
+    Args:
+        compare: also say how many SUPERB has.
+    """
     lines = []
     for split, utterances in task.splits.items():
         hours = sum(utterance.duration or 0.0 for utterance in utterances) / 3600
         line = f"{split}: {len(utterances)} utterances, {hours:.2f} h"
         if task.left_out.get(split):
             line += ", left out: " + ", ".join(f"{n} {reason}" for reason, n in task.left_out[split].most_common())
-        if split in task.published:
-            same = "as" if task.published[split] == len(utterances) else "not the number that"
-            line += f" ({same} SUPERB has: {task.published[split]})"
+        if compare and split in task.published:
+            same = "as SUPERB has" if task.published[split] == len(utterances) else "SUPERB has"
+            line += f" ({same}: {task.published[split]})"
         lines.append(line)
     return lines
 

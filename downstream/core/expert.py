@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from s3prl_distiller import checkpoint, settings
 from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.engine import distributed
 
-from .batches import EvalOrder, LabelledBatch, TrainOrder, make_loader
+from .batches import EvalOrder, LabelledBatch, TrainOrder, load_waves, make_loader
 from .config import DownstreamConfig
 from .corpus import fingerprint
 from .featurizer import Featurizer
@@ -60,6 +59,7 @@ class DownstreamExpert(nn.Module):
         )
         self.model.train()
         self.unheard = 0
+        self._waves = load_waves((u for split in task.splits.values() for u in split), config.data)
         balanced = config.data.balanced and "train" in task.splits
         self._classes = [task.balance_by(utterance) for utterance in task.splits["train"]] if balanced else None
 
@@ -69,12 +69,12 @@ class DownstreamExpert(nn.Module):
         """Batches of an epoch without the first ``skip``."""
         data, utterances = self.config.data, self.task.splits["train"]
         order = TrainOrder(utterances, data, self._classes, self.config.runner.seed, epoch, skip)
-        return make_loader(order, self.task, data)
+        return make_loader(order, self.task, self._waves, data)
 
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and figures to log."""
         hidden_states, lengths = self._hear(batch)
-        features = self.model.featurizer(hidden_states)
+        features = _zero_padding(self.model.featurizer(hidden_states), lengths)
         loss, parts = self.task.loss(self.model.head, features, lengths, batch.targets)
         return loss * batch.share, parts
 
@@ -101,7 +101,7 @@ class DownstreamExpert(nn.Module):
     def predict(self, utterances: Sequence[Utterance], autocast: Any, device: torch.device) -> Iterator[dict[str, Any]]:
         """Outputs of the task's ``predict``, in the order of the utterances; of all processes, on each of them."""
         data = self.config.data
-        loader = make_loader(EvalOrder(utterances, data), None, data)
+        loader = make_loader(EvalOrder(utterances, data), None, self._waves, data)
         self.model.eval()
         try:
             if self.task.all_layers:
@@ -123,9 +123,9 @@ class DownstreamExpert(nn.Module):
             with autocast():
                 hidden_states, lengths = self._hear(batch.to(device))
                 if self.task.all_layers:
-                    features = torch.stack(hidden_states, 1)
+                    features = torch.stack([_zero_padding(state, lengths) for state in hidden_states], 1)
                 else:
-                    features = self.model.featurizer(hidden_states)
+                    features = _zero_padding(self.model.featurizer(hidden_states), lengths)
                 outputs = self.task.predict(self.model.head, features, lengths, batch.utterances)
             yield from outputs
 
@@ -177,6 +177,7 @@ def check_upstream(saved: Mapping[str, Any], upstream: Upstream, folder: Path) -
         )
 
 
-def total(counts: Mapping[str, Counter[str]]) -> int:
-    """How many utterances were left out of all splits together."""
-    return sum(sum(counter.values()) for counter in counts.values())
+def _zero_padding(features: Tensor, lengths: Tensor) -> Tensor:
+    """(B, T, D) with zeros after each utterance's frames, whatever stood there, NaN included."""
+    mask = torch.arange(features.shape[1])[None] < lengths[:, None]
+    return features.masked_fill(~mask.to(features.device)[..., None], 0.0)

@@ -24,12 +24,14 @@ class Featurizer(nn.Module):
 
     def forward(self, hidden_states: Sequence[Tensor]) -> Tensor:
         """(B, T, D) for each layer to (B, T, D)."""
-        stacked = torch.stack(list(hidden_states))
         if self.weights is None:
-            return stacked[0]
-        if self.normalize:
-            stacked = F.layer_norm(stacked, stacked.shape[-1:])
-        return torch.einsum("l,lbtd->btd", self.weights.softmax(0), stacked)
+            return hidden_states[0]
+        # Layer by layer: stacked they would be copied, and they are most of the memory of a batch.
+        shares = self.weights.softmax(0)
+        total = torch.zeros((), device=shares.device)
+        for share, state in zip(shares, hidden_states, strict=True):
+            total = total + share * (F.layer_norm(state, state.shape[-1:]) if self.normalize else state)
+        return total
 
     def shares(self) -> list[float]:
         """What each layer counts for; they add up to one."""

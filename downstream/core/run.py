@@ -93,7 +93,7 @@ def dry_run(expert: DownstreamExpert, folder: Path, device: torch.device) -> str
     config, task = expert.config, expert.task
     head = sum(parameter.numel() for parameter in expert.model.head.parameters())
     lines = [f"Task {task.name}, upstream {expert.upstream.name}; head: {head / 1e6:.2f} M parameters", "Corpus:"]
-    lines += [f"  {line}" for line in [*corpus.counts(task), *task.notes]]
+    lines += [f"  {line}" for line in [*corpus.counts(task, compare=True), *task.notes]]
     if task.trained:
         lines.append(estimate(expert, config.runner, config.optimizer, folder, device))
     return "\n".join(lines)

@@ -103,7 +103,7 @@ class Upstream(nn.Module):
             lengths: (B,) samples of each, on the CPU.
 
         Returns:
-            (B, T, D) for each layer, with zeros after an utterance's end, and (B,) frames of each on the CPU.
+            (B, T, D) for each layer and (B,) frames of each utterance on the CPU; what stands after them means nothing.
         """
         if self.twin is not None:
             states, frames = self._twin_states(self.twin, wave, lengths)
@@ -112,10 +112,7 @@ class Upstream(nn.Module):
             # Half precision is not known to be safe in an architecture that we did not write.
             with torch.autocast(wave.device.type, enabled=False):
                 states, frames = self._states(wavs)
-        chosen = [states[layer] for layer in self.layers]
-        mask = torch.arange(chosen[0].shape[1])[None] < frames[:, None]
-        mask = mask.to(chosen[0].device)[..., None]
-        return [state.float() * mask for state in chosen], frames
+        return [states[layer].float() for layer in self.layers], frames
 
     def _twin_states(self, twin: Encoder, wave: Tensor, lengths: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         frames = frame_lengths(lengths, twin.conv_layers)

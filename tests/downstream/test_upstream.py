@@ -69,7 +69,6 @@ def test_features_do_not_depend_on_the_batch(name, waves):
         for one, all_of_them in zip(alone, together, strict=True):
             kept = all_of_them[index, : length[0]]
             torch.testing.assert_close(kept, one[0, : length[0]], atol=2e-4, rtol=1e-4)
-            assert not all_of_them[index, length[0] :].any(), "nothing stands in padding"
 
 
 @torch.no_grad()
