@@ -156,13 +156,11 @@ class Task(base.Task):
         frames, step = self._frames(utterance), self.config.chunk_frames
         windows = []
         for index, low in enumerate(range(0, frames, step)):
-            start, seconds = low * self._seconds, min(step, frames - low) * self._seconds
             window = replace(
                 utterance,
                 id=utterance.id if frames <= step else f"{utterance.id}#{index + 1}",
-                start=utterance.start + start,
-                duration=seconds,
-                custom={**(utterance.custom or {}), "turns": within(_turns(utterance), start, seconds)},
+                start=utterance.start + low / self._rate,
+                duration=min(step, frames - low) / self._rate,
             )
             if len(speakers(_turns(window))) > self.num_speakers:
                 self.leave_out("train", window, "more speakers than the head", f"task.num_speakers={self.num_speakers}")
@@ -172,15 +170,17 @@ class Task(base.Task):
 
     def target(self, utterance: Utterance) -> Tensor:
         """(frames, speakers) of 0 and 1."""
-        frames = self._frames(utterance)
-        return torch.from_numpy(to_frames(_turns(utterance), frames, self.num_speakers, self._seconds))
+        turns = base.custom(utterance, "turns")
+        first, frames = round(utterance.start * self._rate), self._frames(utterance)
+        return torch.from_numpy(to_frames(turns, first, frames, self.num_speakers, self.downsample_rate))
 
     def balance_by(self, utterance: Utterance) -> str:
         return str(len(speakers(_turns(utterance))))
 
     @property
-    def _seconds(self) -> float:
-        return self.downsample_rate / SAMPLE_RATE
+    def _rate(self) -> float:
+        """Frames a second."""
+        return SAMPLE_RATE / self.downsample_rate
 
     def _frames(self, utterance: Utterance) -> int:
         """Whole frames of an utterance."""
@@ -226,7 +226,7 @@ class Task(base.Task):
         return [
             {
                 "id": utterance.id,
-                "reference": (utterance.custom or {}).get("turns"),
+                "reference": _turns(utterance) if "turns" in (utterance.custom or {}) else None,
                 "probabilities": own[:count],
             }
             for utterance, own, count in zip(utterances, probabilities, frames.tolist(), strict=True)
@@ -261,7 +261,7 @@ class Task(base.Task):
         return [diarization_error(reference, self._decode(probabilities, setting)) for setting in self.grid]
 
     def _decode(self, probabilities: np.ndarray, setting: Setting) -> list[Turn]:
-        return from_frames(smooth(probabilities > setting.threshold, setting.median), self._seconds)
+        return from_frames(smooth(probabilities > setting.threshold, setting.median), self.downsample_rate)
 
     def score(self, rows: Sequence[Row]) -> dict[str, float]:
         """Per cent of the time that the reference's speakers speak in all recordings together; not a number where
@@ -307,7 +307,8 @@ class Task(base.Task):
 
 
 def _turns(utterance: Utterance) -> list[Turn]:
-    return base.custom(utterance, "turns")
+    """Of the utterance, in seconds from its beginning; in ``custom`` they are those of the whole recording."""
+    return within(base.custom(utterance, "turns"), utterance.start, utterance.duration or 0.0)
 
 
 def _plain(turns: Iterable[Turn]) -> list[list[Any]]:

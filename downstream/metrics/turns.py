@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+
+from s3prl_distiller.audio import SAMPLE_RATE
 
 
 class Turn(NamedTuple):
@@ -43,37 +45,41 @@ def speakers(turns: Iterable[Turn]) -> list[str]:
     return sorted({turn.speaker for turn in turns})
 
 
-def to_frames(turns: Sequence[Turn], frames: int, columns: int, seconds: float) -> np.ndarray:
+def to_frames(turns: Iterable[Turn], first: int, frames: int, columns: int, shift: int) -> np.ndarray:
     """Who speaks in each frame; a turn begins and ends at the nearest frame, as s3prl has it.
 
     Args:
-        columns: speakers there is room for, no fewer than speak; each has a column, in the order of their names.
-        seconds: of a frame.
+        first: frame to begin with.
+        columns: speakers there is room for, no fewer than speak; each has a column, in the order of appearance.
+        shift: samples at 16 kHz for each frame.
 
     Returns:
         (frames, columns) float32 of 0 and 1.
     """
-    names = speakers(turns)
+    places: dict[str, int] = {}
     active = np.zeros((frames, columns), dtype=np.float32)
     for turn in turns:
-        low, high = (int(np.rint(time / seconds)) for time in (turn.start, turn.end))
-        active[low:high, names.index(turn.speaker)] = 1.0
+        # In this order, as many edges are half-way between frames, and the last bit decides.
+        edges = (int(np.rint(time * SAMPLE_RATE / shift)) - first for time in (turn.start, turn.end))
+        low, high = (min(max(edge, 0), frames) for edge in edges)
+        if high > low:
+            active[low:high, places.setdefault(turn.speaker, len(places))] = 1.0
     return active
 
 
-def from_frames(active: np.ndarray, seconds: float) -> list[Turn]:
+def from_frames(active: np.ndarray, shift: int) -> list[Turn]:
     """Turns of the speakers "1", "2", ... in order of time.
 
     Args:
         active: (frames, speakers), true where someone speaks.
-        seconds: of a frame.
+        shift: samples at 16 kHz for each frame.
     """
     edges = np.diff(np.pad(active.astype(np.int8), ((1, 1), (0, 0))), axis=0)
     turns = []
     for column in range(active.shape[1]):
         starts, ends = (np.flatnonzero(edges[:, column] == sign) for sign in (1, -1))
         turns += [
-            Turn(float(low * seconds), float(high * seconds), str(column + 1))
+            Turn(float(low * shift / SAMPLE_RATE), float(high * shift / SAMPLE_RATE), str(column + 1))
             for low, high in zip(starts, ends, strict=True)
         ]
     return sorted(turns)

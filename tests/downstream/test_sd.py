@@ -1,0 +1,458 @@
+"""Speaker diarization: both forms of data, labels as s3prl makes them, learning, choosing on dev, and bad input."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from s3prl_distiller.downstream.corpora.rttm import read_rttm
+from s3prl_distiller.downstream.metrics.der import diarization_error
+from s3prl_distiller.downstream.metrics.turns import Turn
+from s3prl_distiller.downstream.sd import DiarizationConfig, Setting, Task
+
+from s3prl_distiller import audio
+from s3prl_distiller.data.utterance import Utterance
+from s3prl_distiller.hub import load_hub
+
+RATE = 320
+
+
+def with_durations(splits):
+    for utterances in splits.values():
+        for utterance in utterances:
+            utterance.duration = audio.probe(utterance.audio).duration
+    return splits
+
+
+def prepared(root: Path, rate: int = RATE, **config) -> Task:
+    task = Task(DiarizationConfig(**config))
+    task.prepare(with_durations(task.read(root)), rate)
+    return task
+
+
+@pytest.fixture(scope="module")
+def mini(minisuperb) -> Task:
+    return prepared(minisuperb)
+
+
+@pytest.fixture
+def kaldi(minisuperb, tmp_path) -> Path:
+    """Two-speaker mixtures laid out as the preparation of Libri2Mix lays it out: 3 in train, 2 in dev and in test."""
+    root, source = tmp_path / "kaldi", minisuperb / "diarization_mini"
+    for split, count in (("train", 3), ("dev", 2), ("test", 2)):
+        folder = root / split
+        folder.mkdir(parents=True)
+        names = sorted(path.stem for path in (source / "audio").glob(f"mix_{split}_*.ogg"))[:count]
+        segments, owners, rttm = [], [], []
+        for name in names:
+            for start, end, who in read_rttm(source / "rttm" / f"{name}.rttm")[name]:
+                key = f"{name}_{round(1000 * start):06d}_{round(1000 * end):06d}_{who}"
+                # The end as RTTM says it: many are half a frame, where the last bit decides how they are rounded.
+                segments.append(f"{key} {name} {start} {start + (end - start)}")
+                owners.append(f"{key} {who}")
+                rttm.append(f"SPEAKER\t{name}\t1\t{start}\t{end - start}\t<NA>\t<NA>\t{who}\t<NA>")
+        files = {name: source / "audio" / f"{name}.ogg" for name in names}
+        table = {
+            "wav.scp": [f"{name} {path}" for name, path in files.items()],
+            "reco2dur": [f"{name} {audio.probe(path).duration}" for name, path in files.items()],
+            "segments": segments,
+            "utt2spk": owners,
+            "rttm": rttm,
+        }
+        for name, lines in table.items():
+            (folder / name).write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def manifests(minisuperb, tmp_path) -> Callable[..., Path]:
+    """A folder of manifests: two recordings in train and one each in dev and test, each line as ``change`` has it."""
+
+    def make(change: Callable[[dict], None] = lambda row: None) -> Path:
+        root = tmp_path / "own"
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        for split, count in (("train", 2), ("dev", 1), ("test", 1)):
+            rows = (minisuperb / "diarization_mini" / f"{split}.jsonl").read_text().splitlines()[-count:]
+            with (root / f"{split}.jsonl").open("w") as file:
+                for row in map(json.loads, rows):
+                    row["audio"] = str(minisuperb / "diarization_mini" / row["audio"])
+                    shutil.copy(minisuperb / "diarization_mini" / row["rttm"], root)
+                    row["rttm"] = Path(row["rttm"]).name
+                    change(row)
+                    file.write(json.dumps(row) + "\n")
+        return root
+
+    return make
+
+
+# Data
+
+
+def test_minisuperb(mini, minisuperb):
+    assert {split: len(utterances) for split, utterances in mini.splits.items()} == {"train": 50, "dev": 12, "test": 12}
+    assert mini.num_speakers == 4 and not mini.left_out  # the README: 1 to 4 speakers
+    assert Task(DiarizationConfig()).read(minisuperb / "diarization_mini").keys() == {"train", "dev", "test"}
+    # The README's share of overlap: train 22.5 %, dev 20.6 %, test 33.4 % of speech.
+    for split, share in (("train", 22.5), ("dev", 20.6), ("test", 33.4)):
+        active = np.concatenate([mini.target(utterance).numpy().sum(1) for utterance in mini.splits[split]])
+        assert 100 * (active > 1).sum() / (active > 0).sum() == pytest.approx(share, abs=0.3)
+
+
+@pytest.mark.parametrize("rate", [320, 160])
+def test_labels_are_s3prls(kaldi, rate):
+    load_hub()
+    from s3prl.downstream.diarization.dataset import DiarizationDataset
+
+    task = prepared(kaldi, rate, chunk_frames=500)
+    assert task.num_speakers == 2
+    theirs = DiarizationDataset("train", str(kaldi / "train"), chunk_size=500, frame_shift=rate, num_speakers=2)
+    assert len(theirs.chunk_indices) == len(task.splits["train"]) > 3
+    equal = 0
+    for utterance, (recording, low, high) in zip(task.splits["train"], theirs.chunk_indices, strict=True):
+        assert utterance.group == recording
+        assert round(utterance.start * 16000) == low * rate and len(task.target(utterance)) == high - low
+        assert utterance.duration is not None and round(utterance.duration * 16000) == (high - low) * rate
+        _, label = theirs._get_labeled_speech(recording, low, high, 2)
+        # s3prl keeps a column for who does not speak in this chunk, and forgets who speaks from before until after it.
+        kept = {tuple(column) for column in label.T if column.any()}
+        ours = {tuple(column) for column in task.target(utterance).int().numpy().T if column.any()}
+        assert kept <= ours and all(all(column) for column in ours - kept)
+        equal += len(kept)
+    assert equal > 5
+
+
+def test_a_speaker_through_a_whole_chunk_is_labelled():
+    task = Task(DiarizationConfig(chunk_frames=100))
+    task.downsample_rate, task.num_speakers = RATE, 2
+    turns = [Turn(0.5, 5.5, "a"), Turn(2.5, 3.0, "b")]
+    windows = task._windows(Utterance("r", "r", "r.wav", duration=6.0, custom={"turns": turns}))
+    assert [window.id for window in windows] == ["r#1", "r#2", "r#3"]
+    assert task.target(windows[1]).sum(0).tolist() == [100, 25]
+    assert task.target(windows[2])[:, 0].tolist() == [1.0] * 75 + [0.0] * 25
+
+
+def test_libri2mix_as_prepared(kaldi, tmp_path):
+    task = Task(DiarizationConfig())
+    splits = task.read(kaldi)
+    assert {split: len(utterances) for split, utterances in splits.items()} == {"train": 3, "dev": 2, "test": 2}
+    assert splits["train"][0].claimed == pytest.approx(audio.probe(splits["train"][0].audio).duration)
+    (kaldi / "dev" / "rttm").unlink()
+    with pytest.raises(ValueError, match="prepare_diarization.py") as error:
+        task.read(kaldi)
+    assert str(kaldi / "dev" / "rttm") in str(error.value)
+    with pytest.raises(ValueError, match="github.com/s3prl/LibriMix"):
+        task.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, line, what",
+    [
+        ("wav.scp", "mix_train_99", "line 4: mix_train_99 has no value"),
+        ("wav.scp", "mix_train_00 /other.wav", "line 4: mix_train_00 is there twice"),
+        ("wav.scp", "more flac -c more.flac |", "more is a command"),
+        ("wav.scp", "more /other.wav", "no turn of more"),
+        ("rttm", "SPEAKER mix_train_00 1 400.0 1.0 <NA> <NA> a <NA>", "mix_train_00, which is"),
+    ],
+)
+def test_a_bad_line_of_libri2mix(kaldi, name, line, what):
+    with (kaldi / "train" / name).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=what) as error:
+        prepared(kaldi)
+    assert str(kaldi / "train" / "rttm") in str(error.value) or str(kaldi / "train" / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rttm, what",
+    [
+        (None, "no such RTTM file"),
+        ("SPEAKER {id} 1 0.0 99.0 <NA> <NA> a <NA> <NA>", "line 1: a speaks from 0.000 s to 99.000 s"),
+        ("SPEAKER {id} 1 -1.0 2.0 <NA> <NA> a <NA> <NA>", "line 1: start -1.0"),
+        ("SPEAKER other 1 0.0 1.0 <NA> <NA> a <NA> <NA>", "only of other"),
+        ("SPEAKER {id} 1 0.0", "line 1: not a line of RTTM"),
+        ("", "no one speaks in any recording of train"),
+    ],
+)
+def test_a_bad_rttm_file(manifests, rttm, what):
+    root = manifests()
+    for row in map(json.loads, (root / "train.jsonl").read_text().splitlines()):
+        path = root / row["rttm"]
+        path.unlink() if rttm is None else path.write_text(rttm.format(id=row["id"]))
+    with pytest.raises(ValueError, match=what) as error:
+        prepared(root)
+    assert str(root) in str(error.value)
+
+
+def test_a_manifest_with_a_typo(manifests):
+    def misspell(row):
+        row["rtm"] = row.pop("rttm")
+
+    with pytest.raises(ValueError, match="did you mean 'rttm' for 'rtm'"):
+        prepared(manifests(misspell))
+    with pytest.raises(ValueError, match="where the path of a file is expected"):
+        prepared(manifests(lambda row: row.update(rttm=["a"])))
+
+
+def test_overlapping_turns_of_a_speaker_are_said(manifests, caplog):
+    root = manifests()
+    for path in sorted(root.glob("mix_train*.rttm")):
+        first = path.read_text().splitlines()[0]
+        path.write_text(path.read_text() + first + "\n")
+    task = prepared(root)
+    assert "overlap another of the same speaker" in caplog.text and "(and 1 files more)" in caplog.text
+    assert task.target(task.splits["train"][0]).max() == 1
+
+
+def test_a_recording_where_no_one_speaks(manifests):
+    root = manifests()
+    silent = json.loads((root / "train.jsonl").read_text().splitlines()[0])
+    (root / silent["rttm"]).write_text("")
+    task = prepared(root)
+    assert task.target(task.splits["train"][0]).sum() == 0
+    row = rows_of(task, [Turn(0, 1, "1")], [])
+    assert row["speech"] == 0 and row["false_alarm"] == 1
+    spoken = rows_of(task, [Turn(0, 1, "1")], [Turn(0, 2, "a")])
+    assert task.score([row, spoken])["der"] == 100  # 1 s too much and 1 s missed of 2 s
+    assert np.isnan(task.score([row])["der"])
+
+
+def test_shorter_than_a_frame(minisuperb, tmp_path):
+    (tmp_path / "empty.rttm").touch()
+    task = Task(DiarizationConfig())
+    splits = with_durations(task.read(minisuperb))
+    for split in ("train", "test"):
+        splits[split][-1].duration = 0.019
+        splits[split][-1].custom["rttm"] = str(tmp_path / "empty.rttm")
+    task.prepare(splits, RATE)
+    assert task.left_out == {"train": {"shorter than one frame": 1}, "test": {"shorter than one frame": 1}}
+    assert len(task.splits["train"]) == 49 and len(task.splits["test"]) == 11
+
+
+def test_more_speakers_than_the_head(minisuperb, caplog):
+    task = prepared(minisuperb, num_speakers=2)
+    assert task.left_out == {"train": {"more speakers than the head": 8}}  # 4 of three and 4 of four
+    assert len(task.splits["train"]) == 42 and len(task.splits["test"]) == 12
+    assert "2 of the 12 recordings of test have more speakers than the 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_speakers": 7},
+        {"num_speakers": -1},
+        {"chunk_frames": 0},
+        {"thresholds": []},
+        {"thresholds": [1.5]},
+        {"medians": [10]},
+        {"medians": []},
+        {"rnn_layers": -1},
+    ],
+)
+def test_settings_that_cannot_work(config):
+    with pytest.raises(ValueError, match=f"task.{next(iter(config))}"):
+        Task(DiarizationConfig(**config))
+
+
+# Learning
+
+
+def features_of(task: Task, utterances, width=40, off=0):
+    """Features that tell who speaks, with noise; ``off`` more frames than labels."""
+    torch.manual_seed(0)
+    mix = torch.randn(task.num_speakers, width)
+    features = []
+    for utterance in utterances:
+        active = task.target(utterance) @ mix + 0.3 * torch.randn(len(task.target(utterance)), width)
+        features.append(active[:off] if off < 0 else torch.cat([active, torch.zeros(off, width)]))
+    return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), torch.tensor([len(x) for x in features])
+
+
+def trained(task: Task, steps=40, utterances=None):
+    torch.manual_seed(0)
+    head = task.build_head(40, RATE)
+    optimizer = torch.optim.Adam(head.parameters(), 3e-3)
+    utterances = utterances or task.splits["train"][:4]
+    features, lengths = features_of(task, utterances, off=-1)
+    history = []
+    for _ in range(steps):
+        loss, parts = task.loss(head, features, lengths, [task.target(utterance) for utterance in utterances])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append((loss.item(), parts["frame_accuracy"].item()))
+    return head, history
+
+
+@pytest.fixture(scope="module")
+def learnt(minisuperb):
+    task = prepared(minisuperb, num_speakers=2, hidden_size=64)
+    mixtures = [utterance for utterance in task.splits["train"] if utterance.id.startswith("mix")][:4]
+    return task, *trained(task, 60, mixtures), mixtures
+
+
+def test_steps_reduce_the_loss_and_the_error(learnt):
+    task, head, history, mixtures = learnt
+    assert history[-1][0] < 0.5 * history[0][0] and history[-1][1] > history[0][1] + 0.1
+    outputs = predict(task, head, mixtures)
+    score = task.score(task.rows(outputs, "train"))
+    untrained = predict(task, task.build_head(40, RATE), mixtures)
+    assert score["der"] < 25 < task.score(task.rows(untrained, "train"))["der"]
+
+
+@torch.no_grad()
+def predict(task, head, utterances, size=4, off=-1):
+    outputs = []
+    every, lengths = features_of(task, utterances, off=off)
+    for low in range(0, len(utterances), size):
+        part = lengths[low : low + size]
+        outputs += task.predict(head, every[low : low + size, : part.max()], part, utterances[low : low + size])
+    return outputs
+
+
+def test_prediction_does_not_depend_on_the_batch(learnt):
+    task, head, _, mixtures = learnt
+    together, alone = predict(task, head, mixtures), predict(task, head, mixtures, size=1)
+    for one, other, utterance in zip(together, alone, mixtures, strict=True):
+        assert len(one["probabilities"]) == len(task.target(utterance)) == len(other["probabilities"])
+        np.testing.assert_allclose(one["probabilities"], other["probabilities"], atol=1e-6)
+    assert len({len(output["probabilities"]) for output in together}) > 1
+
+
+@pytest.mark.parametrize("off", [-9, 9])
+def test_features_of_another_length_are_refused(learnt, off):
+    task, head, _, mixtures = learnt
+    features, lengths = features_of(task, mixtures, off=off)
+    with pytest.raises(ValueError, match="data.crop_seconds"):
+        task.loss(head, features, lengths, [task.target(utterance) for utterance in mixtures])
+    with pytest.raises(ValueError, match="data.eval_crop_seconds"):
+        task.predict(head, features, lengths, mixtures)
+
+
+def test_a_chunk_where_no_one_speaks_can_be_learnt(learnt):
+    task, head, _, mixtures = learnt
+    features, lengths = features_of(task, mixtures)
+    loss, parts = task.loss(
+        head, features, lengths, [task.target(mixtures[0])] + [0 * task.target(u) for u in mixtures[1:]]
+    )
+    assert torch.isfinite(loss) and 0 <= parts["frame_accuracy"] <= 1
+
+
+# Choosing, scoring, keeping
+
+
+def rows_of(task: Task, hypothesis, reference):
+    """The row of one recording whose probabilities are near 0 and 1."""
+    frames = 500
+    probabilities = np.full((frames, 2), 0.05)
+    for turn in hypothesis:
+        probabilities[round(turn.start * 50) : round(turn.end * 50), int(turn.speaker) - 1] = 0.95
+    return task.rows([{"id": "r", "reference": reference, "probabilities": probabilities}], "test")[0]
+
+
+def noisy_outputs(seed, level):
+    """Probabilities of three recordings that are too high or too low by ``level``, with outliers of a frame."""
+    rng = np.random.default_rng(seed)
+    outputs = []
+    for index in range(3):
+        reference = [Turn(0.6, 4.0, "a"), Turn(3.0, 8.0, "b")]
+        truth = np.zeros((500, 2))
+        truth[30:200, 1] = truth[150:400, 0] = 1
+        noise = (rng.random((500, 2)) < 0.05) * (1 - 2 * truth)
+        outputs.append({"id": str(index), "reference": reference, "probabilities": 0.1 * truth + level + 0.1 * noise})
+    return outputs
+
+
+@pytest.mark.parametrize("level, threshold", [(0.25, 0.3), (0.45, 0.5), (0.65, 0.7)])
+def test_threshold_and_median_are_chosen_on_dev(level, threshold):
+    from scipy.signal import medfilt
+
+    task = Task(DiarizationConfig())
+    task.downsample_rate, task.num_speakers = RATE, 2
+    dev, test = noisy_outputs(0, level), noisy_outputs(1, 0.45)
+    task.splits = {"dev": [], "test": []}
+    rows = task.evaluate("dev", lambda _: iter(dev))
+    assert task.setting == Setting(threshold, 11)
+    assert task.state() == {"num_speakers": 2, "threshold": threshold, "median": 11}
+    assert task.score(rows)["der"] == pytest.approx(task.score(rows)["der_test_chosen"], abs=1e-6)
+
+    # Every setting by hand, as s3prl makes turns of probabilities; errors pooled over recordings.
+    rows = task.evaluate("test", lambda _: iter(test))
+    errors = {}
+    for setting in task.grid:
+        errors[setting] = 0.0
+        for output in test:
+            active = medfilt((output["probabilities"] > setting.threshold).astype(float), (setting.median, 1))
+            turns = []
+            for speaker, frames in enumerate(active.T):
+                (edges,) = np.where(np.diff(np.pad(frames, 1)) != 0)
+                turns += [Turn(s * 0.02, e * 0.02, str(speaker)) for s, e in zip(edges[::2], edges[1::2], strict=True)]
+            errors[setting] += diarization_error(output["reference"], turns).total
+    score = task.score(rows)
+    assert score["der"] == pytest.approx(100 * errors[task.setting] / (3 * 8.4), abs=1e-4)
+    assert score["der_test_chosen"] == pytest.approx(100 * min(errors.values()) / (3 * 8.4), abs=1e-4)
+    assert score["der"] == pytest.approx(score["missed"] + score["false_alarm"] + score["confusion"])
+    assert set(score) == set(task.units)
+    json.dumps(rows)
+
+
+def test_time_is_pooled_over_recordings():
+    task = Task(DiarizationConfig())
+    task.downsample_rate = RATE
+    long, short = [Turn(0, 9, "a")], [Turn(0, 1, "a")]
+    right = rows_of(task, [Turn(0, 9, "1")], long)
+    wrong = rows_of(task, [], short)
+    assert task.score([right, wrong])["der"] == pytest.approx(10)  # not 50, the mean over recordings
+    assert task.score([right] * 3)["der"] == 0
+
+
+def test_speakers_that_the_head_lacks_are_missed():
+    task = Task(DiarizationConfig(num_speakers=2))
+    task.downsample_rate = RATE
+    reference = [Turn(0, 2, "a"), Turn(2, 4, "b"), Turn(4, 6, "c")]
+    row = rows_of(task, [Turn(0, 2, "1"), Turn(2, 4, "2")], reference)
+    assert (row["missed"], row["false_alarm"], row["confusion"], row["speech"]) == (2, 0, 0, 6)
+
+
+def test_a_loaded_run_hears_a_file_of_ones_own(learnt):
+    task, head, _, mixtures = learnt
+    task.setting = Setting(0.6, 1)
+    again = Task(DiarizationConfig(hidden_size=64))
+    again.load_state(json.loads(json.dumps(task.state())))
+    same = again.build_head(40, RATE)
+    same.load_state_dict(head.state_dict())
+    own = [Utterance("talk", "talk", "talk.wav", duration=mixtures[0].duration)]
+    features, lengths = features_of(task, mixtures[:1])
+    with torch.no_grad():
+        (row,) = again.rows(again.predict(same, features, lengths, own), None)
+        (known,) = task.rows(task.predict(head, features, lengths, mixtures[:1]), "train")
+    assert row["reference"] is None and row["prediction"] == known["prediction"] != []
+    start, end, speaker = row["prediction"][0]
+    assert again.say(row).splitlines()[0] == f"{start:6.2f} - {end:6.2f} s  speaker {speaker}"
+    assert again.say({"prediction": []}) == "no one speaks"
+
+
+def test_the_head_of_a_loaded_run_stays_as_it_was(minisuperb):
+    task = Task(DiarizationConfig())
+    task.load_state({"num_speakers": 2, "threshold": 0.4, "median": 1})
+    task.prepare(with_durations(task.read(minisuperb)), RATE)
+    assert task.build_head(40, RATE).linear.out_features == 2 and task.setting == Setting(0.4, 1)
+
+
+def test_figures(learnt, tmp_path):
+    task, head, _, mixtures = learnt
+    rows = task.rows(predict(task, head, mixtures), "test")
+    rows[0]["id"] = "folder/../with space"  # an id may be a path
+    (picture,) = task.figures(rows, tmp_path)
+    assert picture.parent == tmp_path and picture.read_bytes()[:4] == b"\x89PNG"
+    files = sorted(path.name for path in (tmp_path / "rttm").iterdir())
+    assert len(files) == len(rows) == 4 and "folder%2F..%2Fwith space.rttm" in files
+    written = read_rttm(tmp_path / "rttm" / f"{rows[1]['id']}.rttm")[rows[1]["id"]]
+    assert [[round(a, 3), round(b, 3), c] for a, b, c in written] == [
+        [round(a, 3), round(b, 3), c] for a, b, c in rows[1]["prediction"]
+    ]
+    silent = rows_of(task, [], [])
+    assert list(task.figures([silent], tmp_path / "silent")) == []
