@@ -181,11 +181,12 @@ def judge(expert: DownstreamExpert, split: str, folder: Path, device: torch.devi
     summary = {
         "task": task.name,
         "split": split,
+        "metric": task.metric,
         "metrics": figures,
         "utterances": len(task.splits[split]) - expert.unheard,
         "left_out": left_out,
         "upstream": {"name": expert.upstream.name, "fingerprint": expert.upstream.fingerprint},
-        "step": step,
+        **({"step": step} if task.trained else {}),
         "layer_weights": layers,
         "state": task.state(),
         "notes": task.notes,
@@ -214,6 +215,7 @@ def join_folds(name: str, config: DownstreamConfig, folders: Sequence[Path], fol
     summary = {
         "task": name,
         "split": "test",
+        "metric": task.metric,
         "metrics": figures,
         "utterances": sum(part["utterances"] for part in parts),
         "folds": [place.name for place in folders],
@@ -286,12 +288,12 @@ def _one_after_the_other() -> Iterator[None]:
 
 
 def _page(summary: Mapping[str, Any], lines: Sequence[str], drawn: Sequence[str]) -> str:
-    where = f", best on dev at step {summary['step']}" if summary.get("step") else ""
+    where = f", the checkpoint of step {summary['step']}, which did best on dev" if "step" in summary else ""
     return "\n".join(
         [
             f"# {summary['task']} with {summary['upstream']['name']}: {summary['split']}",
             "",
-            *(f"- **{results.in_words(name, figure)}**" for name, figure in summary["metrics"].items()),
+            *(_figure(name, figure, main=name == summary["metric"]) for name, figure in summary["metrics"].items()),
             f"- {summary['utterances']} utterances{where}",
             *(f"- left out: {count} {reason}" for reason, count in summary.get("left_out", {}).items()),
             *(f"- {note}" for note in summary["notes"]),
@@ -303,3 +305,8 @@ def _page(summary: Mapping[str, Any], lines: Sequence[str], drawn: Sequence[str]
             "",
         ]
     )
+
+
+def _figure(name: str, figure: dict[str, Any], main: bool) -> str:
+    text = results.in_words(name, figure)
+    return f"- **{text}**" if main else f"- {text}"

@@ -1,0 +1,91 @@
+"""``run_downstream.py`` on a few utterances of real speech: every task trains, is judged, goes on exactly, and is used."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from s3prl_distiller.downstream.core import results, run
+
+from .conftest import BUNDLE, Commands, sha256
+from .minis import make_minis
+
+TASKS = {
+    "asr": "wer",
+    "pr": "per",
+    "ks": "acc",
+    "ic": "acc",
+    "sf": "slot_f1",
+    "sid": "acc",
+    "asv": "eer",
+    "sd": "der",
+    "er": "acc",
+    "qbe": "mtwv",
+}
+TINY = "runner.eval_step=2,runner.log_step=1,runner.save_step=2,data.batch_size=4,task.unseen_labels=skip"
+
+
+@pytest.fixture(scope="module")
+def minis(minisuperb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_minis(minisuperb, tmp_path_factory.mktemp("minis"))
+
+
+def training(task: str, minis: Path, name: str, steps: int, *more: str) -> list[str]:
+    upstream = str(BUNDLE / "hubert_nano") if task in ("ks", "asr", "qbe") else "fbank"
+    fixed = ["-u", upstream, "-d", task, "-n", name, "--data", str(minis), "-o", f"{TINY},runner.total_steps={steps}"]
+    return [*fixed, *(["-o", "task.fold=2"] if task == "er" else []), *more]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_task(task: str, minis: Path, commands: Commands, tmp_path: Path):
+    """From data to figures, in one go and in two, on another split, and on a user's own file."""
+    done = commands.downstream(tmp_path, *training(task, minis, "whole", 4)).success()
+    whole = tmp_path / "result" / "downstream" / "whole"
+    summary = json.loads((whole / "metrics-test.json").read_text())
+    figure = summary["metrics"][TASKS[task]]
+    assert summary["metric"] == TASKS[task] and math.isfinite(figure["value"])
+    assert figure["low"] <= figure["value"] + 1e-6 and figure["value"] <= figure["high"] + 1e-6
+    assert f"{TASKS[task]} {figure['value']:.2f}" in done.out and "95 % interval" in done.out
+
+    # What is reported follows from the predictions that are written.
+    rows = results.read_rows(whole / "predictions-test.jsonl")
+    kind = run.task_class(task)
+    saved = run.find_trained(whole).saved
+    judge = kind(run.from_saved(run.find_trained(whole), {}, []).task)
+    judge.load_state(saved["state"])
+    assert judge.score(rows)[TASKS[task]] == pytest.approx(figure["value"], abs=1e-3)
+    assert (whole / "config.yaml").is_file() and (whole / "summary.md").is_file()
+    assert len(list(whole.rglob("*.png"))) >= (2 if kind.trained else 1)
+    if not kind.trained:
+        return
+
+    # Half, then the rest: the same weights, byte by byte, as in one go.
+    commands.downstream(tmp_path, *training(task, minis, "halves", 2)).success()
+    commands.downstream(tmp_path, *training(task, minis, "halves", 4, "-a")).success()
+    halves = whole.parent / "halves"
+    for place in ("states-4", "best"):
+        assert sha256(halves / place / "model.safetensors") == sha256(whole / place / "model.safetensors"), place
+    assert results.read_rows(halves / "predictions-test.jsonl") == rows
+
+    # The best on dev was kept, and dev can be judged again.
+    values = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    dev = [line[TASKS[task]] for line in values if line["kind"] == "valid"]
+    best = max(dev) if kind.higher_is_better else min(dev)
+    commands.downstream(tmp_path, "-m", "evaluate", "-e", str(whole), "-t", "dev").success()
+    again = json.loads((whole / "metrics-dev.json").read_text())["metrics"][TASKS[task]]["value"]
+    assert again == pytest.approx(best, abs=1e-3)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_inference(task: str, minis: Path, commands: Commands, tmp_path: Path, speech_files: list[Path]):
+    files = list(map(str, speech_files[24:26]))
+    if run.task_class(task).trained:
+        commands.downstream(tmp_path, *training(task, minis, "run", 2)).success()
+        start = ["-e", "result/downstream/run"]
+    else:
+        start = ["-d", task, "-u", str(BUNDLE / "hubert_nano")]
+    done = commands.downstream(tmp_path, "-m", "inference", *start, "--data", *files).success()
+    assert done.out.strip(), done.err
