@@ -116,19 +116,22 @@ class Task(base.Task):
             split: self._with_turns(split, splits[split], turns_of(splits[split], remarks)) for split in splits
         }
         if remarks:
-            log.warning("%s%s", remarks[0], f" (and {len(remarks) - 1} files more)" if len(remarks) > 1 else "")
+            self._note(remarks[0] + (f" (and {len(remarks) - 1} files more)" if len(remarks) > 1 else ""))
         if "train" in self.splits:
             if not self.num_speakers:
                 self.num_speakers = self._most_speakers(self.splits["train"])
             self.splits["train"] = [window for u in self.splits["train"] for window in self._windows(u)]
-        for split in self.splits.keys() - {"train"}:
+        for split in sorted(self.splits.keys() - {"train"}):
             many = [u for u in self.splits[split] if len(speakers(_turns(u))) > self.num_speakers]
             if many:
-                log.warning(
-                    "%d of the %d recordings of %s have more speakers than the %d that the head can tell apart, "
-                    "of whom the others count as missed; the first is %s",
-                    *(len(many), len(self.splits[split]), split, self.num_speakers, many[0].id),
+                self._note(
+                    f"{len(many)} of the {len(self.splits[split])} recordings of {split}, {many[0].id} first, have more "
+                    f"speakers than the {self.num_speakers} that the head can tell apart: the others are missed"
                 )
+
+    def _note(self, text: str) -> None:
+        log.warning("%s", text)
+        self.notes.append(text)
 
     def _with_turns(self, split: str, utterances: list[Utterance], turns: dict[str, list[Turn]]) -> list[Utterance]:
         kept = []
