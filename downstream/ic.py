@@ -29,6 +29,10 @@ class Task(Classification):
     published: ClassVar[dict[str, int]] = {"train": 23_132, "dev": 3_118, "test": 3_793}
     key = "intent"
 
+    @property
+    def units(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]  it depends on the slots
+        return {"acc": "%"} | {f"acc_{slot}": "%" for slot in self.classes}
+
     def read(self, root: Path) -> Splits:
         manifests = read_labelled(root, "slu_mini", self.key)
         return read_fluent_commands(root, self.config.slots or SLOTS) if manifests is None else manifests

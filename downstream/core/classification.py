@@ -71,23 +71,29 @@ class Classification(Task):
         if self.config.unseen_labels not in ("error", "skip"):
             raise ValueError(f"task.unseen_labels is {self.config.unseen_labels!r}: it is 'error' or 'skip'")
         heard = {split: self._long_enough(split, splits[split], downsample_rate) for split in splits}
-        train = [self.labels(utterance) for utterance in heard["train"]]
+        knower = "the trained head"
+        if not self.classes:  # of a trained run, load_state was called before
+            knower = "train"
+            self._learn(self._classes_of(heard["train"]))
+        self.splits = {split: [u for u in heard[split] if self._known(split, u, knower)] for split in heard}
+
+    def _classes_of(self, train: Sequence[Utterance]) -> dict[str, list[str]]:
         if not train:
             raise ValueError("no utterance of train can be used, so that there are no labels to learn")
-        slots = list(train[0])
-        for utterance, labels in zip(heard["train"], train, strict=True):
-            if labels.keys() != train[0].keys():
+        each = [self.labels(utterance) for utterance in train]
+        for utterance, labels in zip(train, each, strict=True):
+            if labels.keys() != each[0].keys():
                 raise ValueError(
-                    f"{utterance.id} ({utterance.place}) has the slots {', '.join(labels)}, where the first utterance of "
-                    f"train has {', '.join(slots)}"
+                    f"{utterance.id} ({utterance.place}) has slots {', '.join(labels)}, where the first utterance of "
+                    f"train has {', '.join(each[0])}"
                 )
-        self._learn({slot: sorted({labels[slot] for labels in train}) for slot in slots})
-        if all(len(labels) == 1 for labels in self.classes.values()):
-            only = ", ".join(repr(labels[0]) for labels in self.classes.values())
+        classes = {slot: sorted({labels[slot] for labels in each}) for slot in each[0]}
+        if all(len(labels) == 1 for labels in classes.values()):
+            only = ", ".join(repr(labels[0]) for labels in classes.values())
             raise ValueError(
                 f"all utterances of train have the same {self.key} ({only}): there is nothing to tell apart"
             )
-        self.splits = {split: [u for u in heard[split] if self._known(split, u)] for split in heard}
+        return classes
 
     def _long_enough(self, split: str, utterances: Sequence[Utterance], downsample_rate: int) -> list[Utterance]:
         kept = []
@@ -98,7 +104,7 @@ class Classification(Task):
                 kept.append(utterance)
         return kept
 
-    def _known(self, split: str, utterance: Utterance) -> bool:
+    def _known(self, split: str, utterance: Utterance, knower: str) -> bool:
         for slot, label in self.labels(utterance).items():
             if label in self._index[slot]:
                 continue
@@ -106,8 +112,8 @@ class Classification(Task):
                 self.leave_out(split, utterance, UNSEEN, f"({slot} {label!r})")
                 return False
             raise ValueError(
-                f"{split}: {utterance.id} ({utterance.place}) has the {slot} {label!r}, which no utterance of train "
-                "has: correct it, or leave out and count such utterances with task.unseen_labels=skip"
+                f"{split}: {utterance.id} ({utterance.place}) has the {slot} {label!r}, which {knower} does not "
+                "have: correct it, or leave out and count such utterances with task.unseen_labels=skip"
             )
         return True
 
@@ -202,10 +208,11 @@ class Classification(Task):
     # Keeping
 
     def state(self) -> dict[str, Any]:
-        return {"classes": self.classes}
+        # Pairs, for the order of slots is that of the head's scores.
+        return {"classes": [[slot, labels] for slot, labels in self.classes.items()]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self._learn({slot: list(labels) for slot, labels in state["classes"].items()})
+        self._learn({slot: list(labels) for slot, labels in state["classes"]})
 
 
 def as_label(value: Any, key: str, utterance: Utterance) -> str:
