@@ -125,8 +125,8 @@ class Task(base.Task):
             many = [u for u in self.splits[split] if len(speakers(_turns(u))) > self.num_speakers]
             if many:
                 self._note(
-                    f"{len(many)} of the {len(self.splits[split])} recordings of {split}, {many[0].id} first, have more "
-                    f"speakers than the {self.num_speakers} that the head can tell apart: the others are missed"
+                    f"{len(many)} of the {len(self.splits[split])} recordings of {split}, {many[0].id} first, have "
+                    f"more speakers than the {self.num_speakers} that the head can tell apart: the others are missed"
                 )
 
     def _note(self, text: str) -> None:
