@@ -26,15 +26,15 @@ from .task import Splits, Task, TaskConfig, custom
 class CTCConfig(TaskConfig):
     """Keys of every CTC task."""
 
-    specaug: SpecAugmentConfig | None = None
-    """SpecAugment on the features in training; null: none"""
+    specaug: SpecAugmentConfig = field(default_factory=SpecAugmentConfig.none)
+    """SpecAugment on the features in training"""
 
 
 @dataclass
 class CharacterConfig(CTCConfig):
     """Keys of the tasks that recognise characters; defaults are SUPERB's."""
 
-    specaug: SpecAugmentConfig | None = field(default_factory=SpecAugmentConfig)
+    specaug: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     alphabet: str = "english"
     """"english": A to Z, apostrophe and space, text in upper case; "train": the characters of the training text"""
     project_dim: int = 1024
@@ -62,8 +62,7 @@ class CTCTask(Task):
         super().__init__(config)
         self.symbols: Symbols
         self.notes: list[str] = []
-        if config.specaug is not None:
-            config.specaug.check()
+        config.specaug.check()
 
     @abstractmethod
     def tokens(self, utterance: Utterance) -> list[str]:
@@ -130,7 +129,7 @@ class CTCTask(Task):
         self, head: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """CTC per token of each target, averaged over targets, as torch's "mean"; zero where a target does not fit."""
-        if head.training and self.config.specaug is not None:
+        if head.training and self.config.specaug.active:
             features = spec_augment(features.float(), lengths, self.config.specaug)
         log_probs = self._log_probs(head, features, lengths)
         loss = F.ctc_loss(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from s3prl_distiller.data.utterance import Utterance
 
-INSTALL = (
+GIVE = (
     "give a lexicon, task.lexicon=FILE with lines such as HELLO HH AH0 L OW1 (https://www.openslr.org/11 has "
-    "librispeech-lexicon.txt), or install g2p: pip install 's3prl-distiller[g2p]'"
+    "librispeech-lexicon.txt)"
 )
 
 
@@ -46,11 +46,11 @@ def load_g2p() -> Callable[[str], list[str]]:
 
         model = G2p()
     except ImportError as error:
-        raise ValueError(f"there is no lexicon, and g2p-en is not installed: {INSTALL}") from error
+        raise ValueError("g2p-en is not installed: pip install 's3prl-distiller[g2p]'") from error
     except LookupError as error:  # nltk's own message is a screenful
         raise ValueError(
-            "g2p-en lacks its data: run  python -m nltk.downloader cmudict averaged_perceptron_tagger_eng  once with "
-            f"network, or {INSTALL.split(', or')[0]}"
+            "g2p-en lacks its data: with network, run once  "
+            "python -m nltk.downloader cmudict averaged_perceptron_tagger averaged_perceptron_tagger_eng"
         ) from error
 
     @cache
@@ -75,16 +75,16 @@ def add_phones(utterances: Sequence[Utterance], lexicon: Sequence[Path]) -> str:
     words = read_lexicon(lexicon)
     names = ", ".join(path.name for path in lexicon)
     texts = [str((utterance.custom or {})["text"]).upper().split() for utterance in utterances]
-    lacking = {word: u for u, text in zip(utterances, texts, strict=True) for word in text if word not in words}
+    lacking: dict[str, Utterance] = {}
+    for utterance, text in zip(utterances, texts, strict=True):
+        lacking.update({word: utterance for word in text if word not in words and word not in lacking})
     if lacking:
-        word, first = next(iter(lacking.items()))
-        where = f"{first.id} ({first.place}): {word!r} is not in {names}" if lexicon else ""
         try:
             g2p = load_g2p()
         except ValueError as error:
-            if not lexicon:
-                raise
-            raise ValueError(f"{where}, nor are {len(lacking) - 1} other words; {error}") from error
+            word, first = next(iter(lacking.items()))
+            where = f"{first.id} ({first.place}): {word!r} is not in {names}, as {len(lacking)} words in all are not"
+            raise ValueError(f"{where if lexicon else 'there is no lexicon'}, and {error}; or {GIVE}") from error
         for word, utterance in lacking.items():
             if not (phones := g2p(word)):
                 raise ValueError(f"{utterance.id} ({utterance.place}): g2p knows no pronunciation of {word!r}")

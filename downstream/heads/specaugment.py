@@ -24,6 +24,16 @@ class SpecAugmentConfig:
     time_mask_width_range: list[int] = field(default_factory=lambda: [0, 40])
     num_time_mask: int = 2
 
+    @classmethod
+    def none(cls) -> SpecAugmentConfig:
+        """Nothing is applied."""
+        return cls(apply_time_warp=False, apply_freq_mask=False, apply_time_mask=False)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is applied."""
+        return self.apply_time_warp or self.apply_freq_mask or self.apply_time_mask
+
     def check(self) -> None:
         """Raises ValueError, naming the key, for values that make no mask."""
         for key in ("freq_mask_width_range", "time_mask_width_range"):
