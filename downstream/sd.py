@@ -259,9 +259,11 @@ class Task(base.Task):
         return rows
 
     def _errors(self, output: dict[str, Any]) -> list[DiarizationError]:
-        """With each setting of the grid."""
-        probabilities, reference = output["probabilities"], output["reference"]
-        return [diarization_error(reference, self._decode(probabilities, setting)) for setting in self.grid]
+        """With each setting of the grid, kept for who asks again."""
+        if "errors" not in output:
+            turns = [self._decode(output["probabilities"], setting) for setting in self.grid]
+            output["errors"] = [diarization_error(output["reference"], hypothesis) for hypothesis in turns]
+        return output["errors"]
 
     def _decode(self, probabilities: np.ndarray, setting: Setting) -> list[Turn]:
         return from_frames(smooth(probabilities > setting.threshold, setting.median), self.downsample_rate)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .turns import Turn, merged, speakers
+from .turns import Turn, speakers
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def diarization_error(reference: Sequence[Turn], hypothesis: Sequence[Turn]) -> 
 
 def _activity(turns: Sequence[Turn], edges: np.ndarray) -> np.ndarray:
     """(K, speakers): 1 where a speaker speaks in a stretch between edges."""
-    names = speakers(turns)
-    changes = np.zeros((len(edges), len(names)))
-    for turn in merged(turns):
-        column = names.index(turn.speaker)
-        changes[np.searchsorted(edges, turn.start), column] += 1
-        changes[np.searchsorted(edges, turn.end), column] -= 1
-    return changes.cumsum(axis=0)[:-1]
+    names = {name: column for column, name in enumerate(speakers(turns))}
+    columns = np.array([names[turn.speaker] for turn in turns], dtype=np.intp)
+    changes = np.zeros(len(edges) * len(names))
+    for times, change in (([turn.start for turn in turns], 1), ([turn.end for turn in turns], -1)):
+        np.add.at(changes, np.searchsorted(edges, times) * len(names) + columns, change)
+    # Overlapping turns of one speaker count once.
+    return (changes.reshape(len(edges), len(names)).cumsum(axis=0)[:-1] > 0).astype(float)
