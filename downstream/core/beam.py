@@ -71,7 +71,8 @@ class BeamSearch:
                     sil_token=place[" "],
                 )
             except RuntimeError as error:
-                raise ValueError(f"task.lm: {lm} cannot be read as an ARPA file or KenLM binary: {error}") from error
+                reason = str(error).splitlines()[-1]  # before it, where in KenLM that was
+                raise ValueError(f"task.lm: {lm} cannot be read as an ARPA file or KenLM binary: {reason}") from error
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[str]:
         """The text of each utterance.

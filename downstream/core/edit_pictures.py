@@ -43,6 +43,7 @@ def draw_edits(edits: Iterable[Counter[Edit]], unit: str, path: Path) -> Path:
         if not counts:
             axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
             axes.set(xticks=[], yticks=[])
+    figure.axes[0].set_ylabel("reference → recognised")
     figure.savefig(path, dpi=120)
     return path
 
