@@ -35,7 +35,7 @@ def archives(tmp_path_factory) -> Path:
     for word in (*WORDS, "bed", "cat"):
         (train / word).mkdir(parents=True)
         for number in range(12):
-            shutil.copy(clip, train / word / f"{hash((word, number)) % 2**32:08x}_nohash_{number % 3}.wav")
+            shutil.copy(clip, train / word / f"{rng.integers(2**32):08x}_nohash_{number % 3}.wav")
     (train / NOISE).mkdir()
     for name, seconds in (("a", 3.5), ("b", 1.0), ("c", 2.0)):
         soundfile.write(train / NOISE / f"{name}.wav", 0.1 * rng.standard_normal(int(16_000 * seconds)), 16_000)
