@@ -50,7 +50,6 @@ class CTCTask(Task):
 
     Attributes:
         symbols: the classes.
-        notes: remarks on what the data and the figures are, for the summary.
     """
 
     key: ClassVar[str]
@@ -61,7 +60,6 @@ class CTCTask(Task):
     def __init__(self, config: Any):
         super().__init__(config)
         self.symbols: Symbols
-        self.notes: list[str] = []
         config.specaug.check()
 
     @abstractmethod
