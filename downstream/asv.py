@@ -276,7 +276,7 @@ class Task(base.Task):
                 "enrol": name,
                 "test": other,
                 "label": label,
-                "score": round(float(score), 6),
+                "score": round(float(score), 9),  # the cosines of a head that has learnt little differ late
                 "speaker": outputs[places[name]]["speaker"] or f"{name} {other}",
             }
             for (label, name, other), score in zip(heard, scores, strict=True)
@@ -311,11 +311,11 @@ class Task(base.Task):
                 f"{row['id']}: an embedding of {row['dimensions']} dimensions and norm {row['norm']:.2f}; name two "
                 "files or more to compare them"
             )
-        said = f"{row['enrol']} and {row['test']}: cosine {row['score']:.3f}"
+        said = f"{row['enrol']} and {row['test']}: cosine {row['score']:.4f}"
         if self.threshold is None or self.dev_eer is None:
             return f"{said} (no decision: this run has no dev to choose a threshold on)"
         verdict = "one speaker" if row["score"] >= self.threshold else "two speakers"
-        return f"{said}: {verdict} (threshold {self.threshold:.3f}, where {self.dev_eer:.1f} % of dev is wrong)"
+        return f"{said}: {verdict} (threshold {self.threshold:.4f}, where {self.dev_eer:.1f} % of dev is wrong)"
 
     # Keeping
 

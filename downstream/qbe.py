@@ -5,8 +5,8 @@ the distances of a query's frame to a document's are scaled to 0 ... 1; the scor
 alignment (``heads/dtw.py``) with its sign changed, then z-normalised over the documents of a query. A query of fewer
 than 5 frames scores 0 everywhere. The layer is the one with the highest MTWV (``metrics/mtwv.py``) on dev.
 
-Documents are streamed (``heads/search.py``): beside the queries' features and ``task.keep_gb`` of documents' features
-only scores are held.
+Documents are streamed (``heads/search.py``): beside the queries' features and, where they fit into ``task.keep_gb``,
+the documents', only scores are held.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .corpora import quesst14
 from .corpora.absent import absent
 from .corpora.manifest import manifest_folder, read_manifest
 from .heads import dtw
-from .heads.search import SHORTEST, Search
+from .heads.search import SHORTEST, Held, Search
 from .metrics.mtwv import beta, mtwv
 
 _MANIFESTS = "qbe_queries.jsonl with the key 'relevant' (ids of documents), qbe_docs.jsonl, and qbe_dev_queries.jsonl"
@@ -52,7 +52,7 @@ class QbeConfig(base.TaskConfig):
     beta: float | None = None
     """of MTWV; null: the one of the QUESST 2014 scorer"""
     keep_gb: float = 4.0
-    """features of documents held between the two passes over them; where they need more the upstream runs twice"""
+    """features of documents held, so that the upstream runs once; where they need more it runs for each pass"""
 
 
 class Task(base.Task):
@@ -63,7 +63,7 @@ class Task(base.Task):
 
     Attributes:
         layer: the hidden state in use; None before one is chosen.
-        layers: MTWV (x 100) of each hidden state on dev, where the layer was chosen there.
+        layers: MTWV (%) of each hidden state on dev, where the layer was chosen there.
     """
 
     name = "qbe"
@@ -73,7 +73,7 @@ class Task(base.Task):
     trained = False
     all_layers = True
     resample_by = "query"
-    units = {"mtwv": "x 100", "mtwv_trials": "x 100"}
+    units = {"mtwv": "%", "mtwv_trials": "%"}
     published = {"dev": 138 + 2438, "test": 138 + 2438}
 
     def __init__(self, config: QbeConfig):
@@ -85,7 +85,8 @@ class Task(base.Task):
         self.layer = config.layer
         self.layers: list[float] = []
         self.scoring = quesst14.Scoring()
-        self._search = Search(config.distance, config.standardize, config.minmax, config.keep_gb)
+        self._search = Search(config.distance, config.standardize, config.minmax)
+        self._held: tuple[list[str], Held] | None = None  # documents, by their ids: dev and test share them
         self._choosing = False
 
     # Data
@@ -193,9 +194,13 @@ class Task(base.Task):
             if "dev" not in self.splits:
                 raise ValueError("there is no dev to choose a layer on: set task.layer")
             self.evaluate("dev", predict)
+        ids = [document.id for document in documents]
+        if self._held is None or self._held[0] != ids:
+            self._held = ids, Held(lambda: predict(documents), self.config.keep_gb)
+        stream = self._held[1]
         self._choosing = split == "dev" and self.config.layer is None
         try:
-            asked, found, scores = self._search(predict(queries), lambda: predict(documents))
+            asked, found, scores = self._search(predict(queries), lambda: map(self._in_use, stream()))
         finally:
             self._choosing, choosing = False, self._choosing
         sort = _order(queries, asked), _order(documents, found)
@@ -208,6 +213,11 @@ class Task(base.Task):
             self.layers = [round(self.score(some)["mtwv"], 4) for some in rows]
             self.layer = int(np.argmax(self.layers))
         return rows[self.layer if choosing and self.layer else 0]
+
+    def _in_use(self, output: dict[str, Any]) -> dict[str, Any]:
+        """Without the layers that are not in use, where they were held when one was chosen."""
+        layers = output["features"]
+        return output if self._choosing or len(layers) == 1 else {**output, "features": layers[[self.layer]]}
 
     def _rows(
         self, queries: list[str], documents: list[str], scores: np.ndarray, relevant: Mapping[str, set[str]], split: str
@@ -228,7 +238,7 @@ class Task(base.Task):
 
     def rows(self, outputs: Sequence[dict[str, Any]], split: str | None) -> list[Row]:
         """Of a user's own files: the first output is the query, the others are documents. Scores are not normalised:
-        0 is a perfect match, -1 the worst."""
+        0 is a perfect match, and with ``task.minmax`` -1 the worst."""
         if split is not None:
             raise ValueError("query by example is evaluated split by split: call evaluate")
         if len(outputs) < 2:
@@ -278,12 +288,12 @@ class Task(base.Task):
             draw_scores(scores, {}, "score, z-normalised over a query's documents", "pairs", folder / "scores.png")
         ]
         if self.layers and self.layer is not None:
-            pictures.append(draw_layers(self.layers, self.layer, "MTWV (x 100)", folder / "mtwv_layers.png"))
+            pictures.append(draw_layers(self.layers, self.layer, "MTWV (%)", folder / "mtwv_layers.png"))
         return pictures
 
     def say(self, row: Row) -> str:
         layer = "the last layer" if row.get("layer") is None else f"layer {row['layer']}"
-        return f"{row['query']} in {row['doc']}: {row['score']:.3f} ({layer}; 0 is a perfect match, -1 the worst)"
+        return f"{row['query']} in {row['doc']}: {row['score']:.3f} ({layer}; 0 is a perfect match)"
 
     # Keeping
 

@@ -1,4 +1,4 @@
-"""Spoken queries looked for in a stream of documents, layer by layer, in memory that does not grow with the stream."""
+"""Spoken queries looked for in a stream of documents, layer by layer; what is held of the stream has a limit."""
 
 from __future__ import annotations
 
@@ -24,6 +24,34 @@ SHORTEST = 5
 _AT_ONCE = 32  # documents matched together
 
 
+class Held:
+    """A stream that is run once where its outputs fit into memory, and each time anew where they do not.
+
+    Args:
+        stream: gives the outputs from the beginning each time it is called.
+        gigabytes: of features that may be held.
+    """
+
+    def __init__(self, stream: Callable[[], Iterator[Output]], gigabytes: float):
+        self._stream, self._room = stream, gigabytes * 1e9
+        self._outputs: list[Output] | None = None
+
+    def __call__(self) -> Iterator[Output]:
+        if self._outputs is not None:
+            yield from self._outputs
+            return
+        held: list[Output] = []
+        size = 0
+        for output in self._stream():
+            size += output["features"].numel() * output["features"].element_size()
+            held = [] if size > self._room else held
+            if size <= self._room:
+                held.append(output)
+            yield output
+        if size <= self._room:
+            self._outputs = held
+
+
 @dataclass(frozen=True)
 class Search:
     """How queries are matched.
@@ -32,14 +60,11 @@ class Search:
         distance: of two frames, see ``dtw.DISTANCES``.
         standardize: each dimension to mean 0 and standard deviation 1 over all queries and documents.
         minmax: scale the distances of each frame of a query to 0 ... 1 within a document.
-        keep_gb: how much of the documents' features is held between the two passes over them; where they need more,
-            the second pass asks for them again.
     """
 
     distance: str = "cosine_exp"
     standardize: bool = True
     minmax: bool = True
-    keep_gb: float = 4.0
 
     def __call__(
         self, queries: Iterable[Output], documents: Callable[[], Iterator[Output]]
@@ -48,22 +73,19 @@ class Search:
 
         Args:
             queries: held in memory all together.
-            documents: gives them once more each time it is called. Of several processes each may have some only.
+            documents: gives them from the beginning each time it is called, which is twice where frames are
+                standardised. Of several processes each may have some only.
 
         Returns:
             Ids of the queries and documents, and scores of shape (layers, queries, documents).
         """
         asked = distributed.gather([_shared(output) for output in queries])
-        moments, kept, left = Moments(), [], self.keep_gb * 1e9
+        moments = Moments()
         for output in documents() if self.standardize else ():
             moments.add(output["features"])
-            left -= output["features"].numel() * output["features"].element_size()
-            kept = [] if left < 0 else kept
-            if left >= 0:
-                kept.append(output)
         frames = self.moments([output["features"] for output in asked], distributed.gather([moments]))
         columns: list[tuple[str, Tensor]] = []
-        for some in _batches(iter(kept) if kept else documents()):
+        for some in _batches(documents()):
             found = self.match([one["features"] for one in asked], [one["features"] for one in some], frames)
             columns += zip((one["id"] for one in some), found.unbind(-1), strict=True)
         columns = distributed.gather(columns)

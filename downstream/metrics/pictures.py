@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .verification import Errors, det_points, equal_error
 
-_TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+_TICKS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
 def draw_det(curve: Errors, path: Path) -> Path:
@@ -57,7 +57,7 @@ def draw_scores(
         shares = np.full(len(values), 100 / max(len(values), 1))
         axes.hist(values, bins=bins.tolist(), weights=shares, alpha=0.6, label=f"{name} ({len(values)} {what})")
     for color, (name, place) in zip(("black", "C3"), lines.items(), strict=False):
-        axes.axvline(place, color=color, linestyle="--", linewidth=1, label=f"{name} ({place:.2f})")
+        axes.axvline(place, color=color, linestyle="--", linewidth=1, label=f"{name} ({place:.4g})")
     axes.set(xlabel=axis, ylabel=f"share of the {what} of a kind (%)")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
