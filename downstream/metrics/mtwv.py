@@ -78,7 +78,7 @@ def mtwv(
     # What one accepted trial adds to the term-weighted value; a query that is there twice has each trial twice.
     gain = (matches > 0) / np.maximum(matches, 1) / count
     loss = (matches > 0) * weight / np.maximum(others, 1) / count
-    order = np.argsort(-score, kind="stable")
+    order = np.argsort(-score)
     score = score[order]
     value = np.cumsum(np.where(label, gain[query], -loss[query])[order])
     last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)

@@ -37,7 +37,7 @@ def errors(labels: ArrayLike, scores: ArrayLike) -> Errors:
     values = np.asarray(scores, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError("error rates need one trial at least, and a finite score for each")
-    order = np.argsort(-values, kind="stable")
+    order = np.argsort(-values)
     values, targets = values[order], targets[order]
     last = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)  # of each group of equal scores
     accepted = np.cumsum(targets)[last]
