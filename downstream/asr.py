@@ -13,12 +13,12 @@ from s3prl_distiller.data.utterance import Utterance
 
 from .core import ctc
 from .core.beam import BeamSearch, words_of_arpa, words_of_lexicon
-from .core.edit_pictures import draw_edits
 from .core.symbols import ENGLISH, FAIRSEQ, Symbols, normalise
 from .core.task import Row, Splits
 from .corpora.librispeech import PUBLISHED, read_librispeech
 from .corpora.manifest import manifest_folder, read_manifests
 from .metrics.text import edits, rate, text_errors
+from .pictures.edits import draw_edits
 
 FILES = {split: f"{split}.jsonl" for split in ("train", "dev", "test")}
 
@@ -111,7 +111,12 @@ class Task(ctc.CharacterTask):
         return {"wer": rate(rows, "word_errors", "words"), "cer": rate(rows, "char_errors", "chars")}
 
     def figures(self, rows: Sequence[Row], folder: Path) -> Iterable[Path]:
-        pairs = (edits(row["reference"], row["prediction"]) for row in rows if row["reference"] is not None)
+        """The picture of errors, and the texts as sclite reads them: a line for each utterance, its id in brackets."""
+        known = [row for row in rows if row["reference"] is not None]
+        for key, name in (("reference", "references.trn"), ("prediction", "hypotheses.trn")):
+            text = "".join(f"{row[key]} ({row['id']})\n" for row in known)
+            (folder / name).write_text(text, encoding="utf-8")
+        pairs = (edits(row["reference"], row["prediction"]) for row in known)
         return [draw_edits(pairs, "characters", folder / "errors.png")]
 
     # Keeping

@@ -294,7 +294,7 @@ class Task(base.Task):
         }
 
     def figures(self, rows: Sequence[Row], folder: Path) -> Iterable[Path]:
-        from .metrics.pictures import draw_det, draw_scores
+        from .pictures.detection import draw_det, draw_scores
 
         curve = _errors(rows)
         kinds = {"one speaker": 1, "two speakers": 0}

@@ -12,7 +12,6 @@ from torch import nn
 from s3prl_distiller.data.utterance import Utterance
 
 from .core import ctc
-from .core.edit_pictures import draw_edits
 from .core.symbols import ARPABET, PLAIN, Symbols
 from .core.task import Row, Splits, custom
 from .corpora.lexicon import add_phones
@@ -20,6 +19,7 @@ from .corpora.librispeech import PUBLISHED, read_librispeech
 from .corpora.manifest import manifest_folder, read_manifests
 from .heads.ctc import LinearHead
 from .metrics.text import distance, edits, rate
+from .pictures.edits import draw_edits
 
 FILES = {split: f"{split}.jsonl" for split in ("train", "dev", "test")}
 

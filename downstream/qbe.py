@@ -280,7 +280,7 @@ class Task(base.Task):
         return {"mtwv": 100 * whole, "mtwv_trials": alone}
 
     def figures(self, rows: Sequence[Row], folder: Path) -> Iterable[Path]:
-        from .metrics.pictures import draw_layers, draw_scores
+        from .pictures.detection import draw_layers, draw_scores
 
         kinds = {"relevant": 1, "irrelevant": 0}
         scores = {name: [row["score"] for row in rows if row["label"] == label] for name, label in kinds.items()}

@@ -280,7 +280,7 @@ class Task(base.Task):
 
     def figures(self, rows: Sequence[Row], folder: Path) -> Iterable[Path]:
         """``timeline.png`` of the recording whose DER is the middle one, and ``rttm/ID.rttm`` of each recording."""
-        from .metrics.timeline import draw
+        from .pictures.timeline import draw
 
         (folder / "rttm").mkdir(parents=True, exist_ok=True)
         for row in rows:

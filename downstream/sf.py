@@ -10,13 +10,13 @@ from typing import Any
 from s3prl_distiller.data.utterance import Utterance
 
 from .core import ctc
-from .core.edit_pictures import draw_slots
 from .core.symbols import LETTERS, PLAIN, Symbols
 from .core.task import Row, Splits
 from .corpora.manifest import manifest_folder, read_manifests
 from .corpora.snips import PUBLISHED, read_snips
 from .metrics.slots import f1_by_type, parse_slots, type_f1, value_errors
 from .metrics.text import rate, text_errors
+from .pictures.edits import draw_slots
 
 FILES = {split: f"{split}.jsonl" for split in ("train", "dev", "test")}
 

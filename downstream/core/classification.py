@@ -19,7 +19,7 @@ from s3prl_distiller.data.utterance import Utterance
 from ..corpora.manifest import manifest_folder, read_manifests
 from ..heads.pooled import PooledClassifier
 from ..metrics.classification import accuracy
-from .confusion import draw_confusion
+from ..pictures.confusion import draw_confusion
 from .task import Row, Splits, Task, TaskConfig, custom
 
 log = logging.getLogger(__name__)

@@ -55,7 +55,7 @@ def check_audio(task: Task, splits: Splits, config: DataConfig, folder: Path) ->
     kept: Splits = {}
     findings = []
     for split, utterances in splits.items():
-        kept[split], found = judge(utterances, facts, config.min_seconds)
+        kept[split], found = judge(utterances, facts, config.min_seconds, silence_is_bad=False)
         findings += found
         if bad := Counter(finding.reason for finding in found if finding.bad):
             task.left_out[split] = task.left_out.get(split, Counter()) + bad

@@ -52,6 +52,7 @@ class CTCTask(Task):
         symbols: the classes.
     """
 
+    crops = False
     key: ClassVar[str]
     """Where an utterance's reference is: a key of a manifest's line."""
     token_name: ClassVar[str]

@@ -15,8 +15,10 @@ from s3prl_distiller import audio, checkpoint, registry, settings
 from s3prl_distiller.data.sources import SUFFIXES
 from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.engine import BEST, Outcome, check_disk, distributed, estimate, newest_checkpoint, precision, train
+from s3prl_distiller.engine.log import JSONL
 
-from . import corpus, pictures, results
+from ..pictures import training
+from . import corpus, results
 from .config import DownstreamConfig, schema
 from .expert import FORMAT, DownstreamExpert, check_upstream
 from .s3prl_names import translate
@@ -79,6 +81,7 @@ def build(name: str, config: DownstreamConfig, folder: Path, device: torch.devic
         ValueError: upstream or data cannot be used, or do not fit together.
     """
     task = task_class(name)(config.task)
+    _check_crops(task, config)
     upstream = load_upstream(config.upstream)
     log.info("Upstream %s: %d layers, %d wide", upstream.name, upstream.n_layers, upstream.width)
     with _one_after_the_other():
@@ -86,6 +89,12 @@ def build(name: str, config: DownstreamConfig, folder: Path, device: torch.devic
     for line in corpus.counts(task):
         log.info("Data: %s", line)
     return DownstreamExpert(config, task, upstream).to(device)
+
+
+def _check_crops(task: Task, config: DownstreamConfig) -> None:
+    for key in ("crop_seconds", "eval_crop_seconds"):
+        if not task.crops and getattr(config.data, key) is not None:
+            raise ValueError(f"data.{key} cannot be used with {task.name}: what is said belongs to the whole utterance")
 
 
 def dry_run(expert: DownstreamExpert, folder: Path, device: torch.device) -> str:
@@ -103,9 +112,12 @@ def fit(expert: DownstreamExpert, folder: Path, device: torch.device, resume: Pa
     """Train until the last step or a signal; None where the task has nothing to train."""
     config = expert.config
     if not expert.task.trained:
+        # Whatever is chosen on dev is chosen now.
+        expert.validate(precision(config.runner.precision, device)[0], device)
         if distributed.is_main():
             checkpoint.save_text(settings.to_yaml(config), folder / "config.yaml")
             checkpoint.save_folder(folder / BEST, expert.native_writers(0))
+        distributed.wait()
         return None
     check_disk(expert.model, config.runner, folder)
     if resume is not None:
@@ -192,11 +204,14 @@ def judge(expert: DownstreamExpert, split: str, folder: Path, device: torch.devi
         "notes": task.notes,
     }
     checkpoint.save_json(summary, folder / f"metrics-{split}.json")
-    if task.trained:
-        pictures.draw_curves(folder, task.metric, task.units.get(task.metric, ""))
+    if (folder / JSONL).is_file():
+        training.draw_curves(folder, task.metric, task.units.get(task.metric, ""))
     if len(layers) > 1 and not task.all_layers:
-        pictures.draw_layers(layers, expert.upstream.name, folder / "layer_weights.png")
-    drawn = [path.name for path in task.figures(rows, folder)]
+        training.draw_layers(layers, expert.upstream.name, folder / "layer_weights.png")
+    # Pictures of another split than test have a folder of their own: they are called the same.
+    gallery = folder if split == "test" else folder / split
+    gallery.mkdir(parents=True, exist_ok=True)
+    drawn = [str(path.relative_to(folder)) for path in task.figures(rows, gallery)]
     checkpoint.save_text(_page(summary, corpus.counts(task), drawn), page(folder, split))
     return rows
 
@@ -238,7 +253,8 @@ def infer(expert: DownstreamExpert, paths: Sequence[Path], device: torch.device)
     task, config = expert.task, expert.config
     utterances = [_utterance(path, config.data.min_seconds) for path in _audio_files(paths)]
     autocast, _ = precision(config.runner.precision, device)
-    outputs = list(expert.predict(utterances, autocast, device))
+    place = {utterance.id: index for index, utterance in enumerate(utterances)}
+    outputs = sorted(expert.predict(utterances, autocast, device), key=lambda output: place[output["id"]])
     for row in task.rows(outputs, None):
         yield task.say(row)
 

@@ -30,7 +30,15 @@ _DATA = {
     "root": "path",
     "libri_root": "path",
     "speech_commands_root": "path",
+    "dataset_root": "path",
     "bucketing": "bucketed",
+}
+_TASK = {
+    "dist_method": "distance",
+    "minmax_norm": "minmax",
+    "feature_normalization": "standardize",
+    "speech_commands_test_root": "test_root",
+    "test_meta_data": "trials",
 }
 
 
@@ -91,8 +99,12 @@ def _place(values: dict[str, Any], section: str, key: str, value: Any) -> None:
         target, value = ("data", "crop_seconds"), None if value is None else value / SAMPLE_RATE
     elif key == "test_fold":
         target, value = ("task", "fold"), int(str(value).removeprefix("fold"))
-    elif key == "speech_commands_test_root":
-        target = ("task", "test_root")
+    elif key in _TASK:
+        target = ("task", _TASK[key])
+    elif key == "vad_config" and isinstance(value, dict) and set(value) == {"min_sec"}:
+        target, value = ("task", "min_seconds"), value["min_sec"] / SAMPLE_RATE
+    elif key == "max_workers":
+        return  # decoding processes are data.num_workers
     else:
         raise SettingsError(
             f"downstream_expert.{section}.{key} is not known: the heads are SUPERB's, and data is set by the sections "

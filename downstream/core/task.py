@@ -62,6 +62,8 @@ class Task(ABC):
     """Whether there is anything to train; query by example has nothing."""
     all_layers: ClassVar[bool] = False
     """Whether ``predict`` is given every hidden state, (B, L, T, D), instead of one feature, (B, T, D)."""
+    crops: ClassVar[bool] = True
+    """Whether a part of an utterance has the utterance's target (data.crop_seconds)."""
     published: ClassVar[dict[str, int]] = {}
     """Utterances of each split of the official corpus as SUPERB has them; what ``--dry-run`` compares with."""
     resample_by: ClassVar[str | None] = None

@@ -1,4 +1,4 @@
-"""Data in our own form, for any task: a folder with a JSON-lines manifest for each split, audio paths relative to it."""
+"""Data in our own form, for any task: a folder with a JSON-lines manifest for each split; audio paths start there."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from .utterance import Utterance
 SILENCE = 1e-4  # peak (-80 dB of full scale) below which a file holds no signal
 _OVERHANG = 0.05  # seconds by which a cut may end after its recording, as rounded manifests do
 LEFT_OUT = "left out"
+SILENT = "silent"
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,19 @@ class Finding:
 
 
 def judge(
-    utterances: list[Utterance], facts: dict[str, Facts], min_seconds: float
+    utterances: list[Utterance], facts: dict[str, Facts], min_seconds: float, silence_is_bad: bool = True
 ) -> tuple[list[Utterance], list[Finding]]:
-    """Part the utterances that can be used, their durations filled in, from findings on any of them."""
+    """Part the utterances that can be used, their durations filled in, from findings on any of them.
+
+    Args:
+        silence_is_bad: leave out files that hold no signal; in labelled data silence may be what is asked for.
+    """
     good: list[Utterance] = []
     findings: list[Finding] = []
     for utterance in utterances:
         found = facts[utterance.place]
         problem = _problem(utterance, found, min_seconds)
-        if problem:
+        if problem and (problem[0] != SILENT or silence_is_bad):
             findings.append(Finding(utterance.id, utterance.place, problem[0], LEFT_OUT, problem[1]))
             continue
         left = found.duration - utterance.start
@@ -63,7 +68,7 @@ def _problem(utterance: Utterance, found: Facts, min_seconds: float) -> tuple[st
     if seconds < min_seconds or round(seconds * SAMPLE_RATE) < 1:
         return "too short", f"{seconds:.4f} s, less than data.min_seconds = {min_seconds}"
     if found.peak is not None and found.peak < SILENCE:
-        return "silent", f"peak {found.peak:.2g} of full scale, below {SILENCE}"
+        return SILENT, f"peak {found.peak:.2g} of full scale, below {SILENCE}"
     return None
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from s3prl_distiller.downstream import er, ic, ks, sid
 from s3prl_distiller.downstream.core.config import schema
-from s3prl_distiller.downstream.core.confusion import READABLE, draw_confusion
 from s3prl_distiller.downstream.metrics.classification import accuracy, confusion, most_confused
+from s3prl_distiller.downstream.pictures.confusion import READABLE, draw_confusion
 
 from s3prl_distiller import audio
 from s3prl_distiller import settings as yaml_settings

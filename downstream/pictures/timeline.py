@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .der import compare
-from .turns import Turn, speakers
+from ..metrics.der import compare
+from ..metrics.turns import Turn, speakers
 
 
 def draw(path: Path, title: str, reference: Sequence[Turn], hypothesis: Sequence[Turn]) -> None:

@@ -1,0 +1,1 @@
+"""Pictures that tasks and runs leave, for people who look rather than read."""
