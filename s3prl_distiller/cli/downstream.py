@@ -70,6 +70,8 @@ def _run(args: argparse.Namespace) -> int:
     core = importlib.import_module("s3prl_distiller.downstream.core.run")
     names = importlib.import_module("s3prl_distiller.downstream.core.s3prl_names")
     device = distributed.start(choose_device(args.device))
+    if not distributed.is_main():
+        logging.getLogger("s3prl_distiller").setLevel(logging.ERROR)
     try:
         if args.downstream:
             args.downstream, args.config = names.task_name(args.downstream, args.config)
@@ -136,6 +138,7 @@ def _train_one(args: argparse.Namespace, core: Any, device: Any, config: Any, fo
     expert.task.load_state(best.saved["state"])
     core.judge(expert, "test", folder, device, best.saved["step"])
     _show_page(core.page(folder, "test"))
+    log.info("All of it is in %s", folder)
     return 0
 
 
