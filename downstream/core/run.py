@@ -181,21 +181,29 @@ def judge(expert: DownstreamExpert, split: str, folder: Path, device: torch.devi
     if split not in task.splits:
         raise ValueError(f"there is no split {split!r} (-t): {task.name} has {', '.join(task.splits)}")
     autocast, _ = precision(expert.config.runner.precision, device)
-    rows = task.evaluate(split, lambda utterances: expert.predict(utterances, autocast, device))
-    if expert.unheard:
-        log.warning("%d utterances of %s could not be decoded and are not in its figures", expert.unheard, split)
-    if not distributed.is_main():
-        return rows
+    rows = expert.evaluate(split, autocast, device)
+    unheard = sum(distributed.gather([expert.unheard]))
+    if unheard:
+        log.warning("%d utterances of %s could not be decoded and are not in its figures", unheard, split)
+    if distributed.is_main():
+        _write(expert, rows, split, folder, step, unheard)
+    distributed.wait()
+    return rows
+
+
+def _write(expert: DownstreamExpert, rows: list[Row], split: str, folder: Path, step: int, unheard: int) -> None:
+    """Figures, predictions and pictures of a split; ``unheard`` of its utterances could not be decoded."""
+    task = expert.task
     figures = results.measure(task.score, [rows], task.resample_by, task.units)
     results.write_rows(rows, folder / f"predictions-{split}.jsonl")
     layers = expert.model.featurizer.shares()
-    left_out = dict(task.left_out.get(split, {})) | ({"undecodable": expert.unheard} if expert.unheard else {})
+    left_out = dict(task.left_out.get(split, {})) | ({"undecodable": unheard} if unheard else {})
     summary = {
         "task": task.name,
         "split": split,
         "metric": task.metric,
         "metrics": figures,
-        "utterances": len(task.splits[split]) - expert.unheard,
+        "utterances": len(task.splits[split]) - unheard,
         "left_out": left_out,
         "upstream": {"name": expert.upstream.name, "fingerprint": expert.upstream.fingerprint},
         **({"step": step} if task.trained else {}),
@@ -213,7 +221,6 @@ def judge(expert: DownstreamExpert, split: str, folder: Path, device: torch.devi
     gallery.mkdir(parents=True, exist_ok=True)
     drawn = [str(path.relative_to(folder)) for path in task.figures(rows, gallery)]
     checkpoint.save_text(_page(summary, corpus.counts(task), drawn), page(folder, split))
-    return rows
 
 
 def page(folder: Path, split: str) -> Path:
@@ -256,7 +263,11 @@ def infer(expert: DownstreamExpert, paths: Sequence[Path], device: torch.device)
     place = {utterance.id: index for index, utterance in enumerate(utterances)}
     outputs = sorted(expert.predict(utterances, autocast, device), key=lambda output: place[output["id"]])
     for row in task.rows(outputs, None):
-        yield task.say(row)
+        words = task.say(row)
+        # A row of one file says what was heard in it; one of several names them itself.
+        if row["id"] in place:
+            words = f"{row['id']}:{'\n' if '\n' in words else ' '}{words}"
+        yield words
 
 
 def untrained(name: str, config: DownstreamConfig, device: torch.device) -> DownstreamExpert:
