@@ -266,7 +266,7 @@ def infer(expert: DownstreamExpert, paths: Sequence[Path], device: torch.device)
         words = task.say(row)
         # A row of one file says what was heard in it; one of several names them itself.
         if row["id"] in place:
-            words = f"{row['id']}:{'\n' if '\n' in words else ' '}{words}"
+            words = f"{row['id']}: {words}" if "\n" not in words else f"{row['id']}:\n{words}"
         yield words
 
 
