@@ -1,4 +1,4 @@
-"""``torchrun --nproc_per_node=2 run_downstream.py``: the figures and weights of one process, through stop and resume."""
+"""``torchrun --nproc_per_node=2 run_downstream.py``: figures and weights of one process, through stop and resume."""
 
 from __future__ import annotations
 
