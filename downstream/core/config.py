@@ -59,7 +59,8 @@ class DataConfig:
     max_bad_share: float = 0.05
     """larger shares of unusable utterances (0 to 1) stop before training"""
     min_seconds: float = 0.05
-    """shorter utterances are left out"""
+    """shorter utterances are left out; at least 0.04: a baseline such as fbank, which is normalised over time, is no
+    number in one frame, and nothing at all below a window of 0.025 s"""
     cache_dir: str | None = None
     """where the results of checking files are kept; null: $S3PRL_DISTILLER_CACHE, else ~/.cache/s3prl-distiller"""
 
@@ -73,8 +74,8 @@ class DataConfig:
                 raise ValueError(f"data.{name} is {value}: it must be at least data.min_seconds = {self.min_seconds}")
         if not self.memory_hours >= 0:
             raise ValueError(f"data.memory_hours is {self.memory_hours}: it must be at least 0")
-        if not 0 <= self.max_bad_share <= 1 or not self.min_seconds >= 0:
-            raise ValueError("data.max_bad_share is a share between 0 and 1, and data.min_seconds at least 0")
+        if not 0 <= self.max_bad_share <= 1 or not self.min_seconds >= 0.04:
+            raise ValueError("data.max_bad_share is a share between 0 and 1, and data.min_seconds at least 0.04")
         if not -100 <= self.gain_db <= 100:
             raise ValueError(f"data.gain_db is {self.gain_db}: it must be between -100 and 100")
         if self.check not in ("full", "header"):

@@ -288,17 +288,19 @@ def from_saved(trained: Trained, options: Mapping[str, Any], overrides: Sequence
 def _audio_files(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        else:
+        if not path.is_dir():
             found.append(path)
-    if not found:
-        raise ValueError(f"there is no audio ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
+            continue
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise ValueError(f"there is no audio ({', '.join(SUFFIXES)}) in {path}")
+        found += files
     return found
 
 
 def _utterance(path: Path, min_seconds: float) -> Utterance:
-    seconds = audio.probe(path).duration
+    # Decoded in full: what fails here would be left out later, without a word.
+    seconds = audio.measure(path)[0].duration
     if seconds < min_seconds:
         raise ValueError(f"{path} has {seconds:.4f} s of audio, less than data.min_seconds = {min_seconds}")
     return Utterance(str(path), str(path), str(path), duration=seconds)
