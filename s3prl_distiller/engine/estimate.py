@@ -74,7 +74,7 @@ def estimate(
     step = sum(timed) / len(timed) * runner.gradient_accumulate_steps
     with tempfile.TemporaryDirectory() as place:
         checkpoint.save_folder(Path(place) / "states-0", task.native_writers(0))
-        size = (Path(place) / "states-0" / checkpoint.WEIGHTS).stat().st_size
+        size = sum(path.stat().st_size for path in (Path(place) / "states-0").iterdir())
     return "\n".join(
         [
             "Dry run: models, data, one checkpoint and a few steps are in order.",
