@@ -85,4 +85,5 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:  # str.splitlines would part texts at U+2028 and its like
+        return [json.loads(line) for line in file]

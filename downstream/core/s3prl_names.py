@@ -54,7 +54,8 @@ def task_name(name: str, config: str | None) -> tuple[str, str | None]:
     if stem not in CTC_CONFIGS:
         choices = ", ".join(CTC_CONFIGS)
         raise ValueError(f"-d ctc needs -c with one of s3prl's configs for it ({choices}); or use -d asr, pr or sf")
-    return CTC_CONFIGS[stem], None if config == stem else config
+    # As s3prl's own documentation has it, the file being in its checkout.
+    return CTC_CONFIGS[stem], None if config in (stem, f"downstream/ctc/{stem}.yaml") else config
 
 
 def translate(values: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +87,8 @@ def translate(values: dict[str, Any]) -> dict[str, Any]:
                 raise SettingsError(f"downstream_expert.{section} has no counterpart here: see config/downstream")
             for key, value in keys.items():
                 _place(values, section, key, value)
+    elif expert is not None:
+        raise SettingsError(f"downstream_expert is {expert!r}, where a section is expected")
     return values
 
 
@@ -96,13 +99,13 @@ def _place(values: dict[str, Any], section: str, key: str, value: Any) -> None:
     elif key in ("train_batchsize", "eval_batchsize"):
         target = ("data", "batch_size" if key.startswith("train") else "eval_batch_size")
     elif key == "max_timestep":
-        target, value = ("data", "crop_seconds"), None if value is None else value / SAMPLE_RATE
+        target, value = ("data", "crop_seconds"), None if value is None else _number(key, value) / SAMPLE_RATE
     elif key == "test_fold":
-        target, value = ("task", "fold"), int(str(value).removeprefix("fold"))
+        target, value = ("task", "fold"), int(_number(key, str(value).removeprefix("fold")))
     elif key in _TASK:
         target = ("task", _TASK[key])
     elif key == "vad_config" and isinstance(value, dict) and set(value) == {"min_sec"}:
-        target, value = ("task", "min_seconds"), value["min_sec"] / SAMPLE_RATE
+        target, value = ("task", "min_seconds"), _number("min_sec", value["min_sec"]) / SAMPLE_RATE
     elif key == "max_workers":
         return  # decoding processes are data.num_workers
     else:
@@ -112,3 +115,10 @@ def _place(values: dict[str, Any], section: str, key: str, value: Any) -> None:
         )
     place, name = target
     values[place] = {**(values.get(place) or {}), name: value}
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise SettingsError(f"downstream_expert: {key} is {value!r}, where a number is expected") from None
