@@ -81,6 +81,7 @@ class Task(base.Task):
     higher_is_better = False
     units = {"eer": "%"}
     resample_by = "speaker"
+    judged = ("dev", "test")  # training utterances make no trials
     published = {"test": 4715}
 
     def __init__(self, config: AsvConfig):

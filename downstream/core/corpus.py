@@ -19,27 +19,38 @@ from .task import Splits, Task
 log = logging.getLogger(__name__)
 
 
-def prepare(task: Task, config: DataConfig, downsample_rate: int, folder: Path) -> None:
-    """Fill ``task.splits``.
-
-    Args:
-        downsample_rate: samples at 16 kHz for each frame of the features.
-        folder: of the run; the report on the data goes there.
+def read(task: Task, config: DataConfig) -> Splits:
+    """What the corpus lists, by split; no audio is opened.
 
     Raises:
-        ValueError: the corpus is not there, not whole, or bad beyond ``config.max_bad_share``.
+        ValueError: it is not there or not whole.
     """
     if not config.path:
         raise ValueError(f"give the corpus of {task.name}: --data FOLDER (data.path in a config)")
     root = Path(config.path).expanduser()
     if not root.is_dir():
-        raise ValueError(f"--data {root} is no folder. {_first_line(task)}")
-    splits = task.read(root)
+        raise ValueError(
+            f"--data {root} is no folder: give the corpus of {task.name}, or manifests (docs/downstream.md says how)"
+        )
+    return task.read(root)
+
+
+def prepare(task: Task, splits: Splits, config: DataConfig, downsample_rate: int, folder: Path) -> None:
+    """Fill ``task.splits``.
+
+    Args:
+        splits: what :func:`read` gave.
+        downsample_rate: samples at 16 kHz for each frame of the features.
+        folder: of the run; the report on the data goes there.
+
+    Raises:
+        ValueError: the corpus is bad beyond ``config.max_bad_share``, or its labels do not fit together.
+    """
     task.prepare(check_audio(task, splits, config, folder), downsample_rate)
     empty = [split for split, utterances in task.splits.items() if not utterances]
     if empty:
         raise ValueError(
-            f"no utterance of {' and '.join(empty)} in {root} can be used: see {folder / 'data_report.md'}"
+            f"no utterance of {' and '.join(empty)} in {config.path} can be used: see {folder / 'data_report.md'}"
         )
 
 
@@ -77,13 +88,14 @@ def counts(task: Task, compare: bool = False) -> list[str]:
     """
     lines = []
     for split, utterances in task.splits.items():
-        hours = sum(utterance.duration or 0.0 for utterance in utterances) / 3600
-        line = f"{split}: {len(utterances)} utterances, {hours:.2f} h"
+        seconds = sum(utterance.duration or 0.0 for utterance in utterances)
+        length = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+        line = f"{split}: {len(utterances)} utterances, {length}"
         if task.left_out.get(split):
             line += ", left out: " + ", ".join(f"{n} {reason}" for reason, n in task.left_out[split].most_common())
         if compare and split in task.published:
-            same = "as SUPERB has" if task.published[split] == len(utterances) else "SUPERB has"
-            line += f" ({same}: {task.published[split]})"
+            same = "the same" if task.published[split] == len(utterances) else str(task.published[split])
+            line += f" (SUPERB's own corpus: {same})"
         lines.append(line)
     return lines
 
@@ -92,7 +104,3 @@ def fingerprint(utterances: list[Utterance]) -> str:
     """Changes when the utterances or their lengths change."""
     lines = sorted(f"{u.id}\t{u.start:.4f}\t{u.duration:.4f}\n" for u in utterances)
     return hashlib.sha256(as_bytes("".join(lines))).hexdigest()[:16]
-
-
-def _first_line(task: Task) -> str:
-    return f"It should hold the corpus of {task.name}, or manifests: see the README"

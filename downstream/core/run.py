@@ -1,4 +1,4 @@
-"""Train, judge and use a downstream task: what the command line calls."""
+"""Train, load and use a downstream task: what the command line calls."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from s3prl_distiller import audio, checkpoint, registry, settings
 from s3prl_distiller.data.sources import SUFFIXES
 from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.engine import BEST, Outcome, check_disk, distributed, estimate, newest_checkpoint, precision, train
-from s3prl_distiller.engine.log import JSONL
 
-from ..pictures import training
-from . import corpus, results
+from . import corpus
 from .config import DownstreamConfig, schema
 from .expert import FORMAT, DownstreamExpert, check_upstream
 from .s3prl_names import translate
-from .task import Row, Task
+from .task import Task
 from .upstream import Upstream, load_upstream
 
 log = logging.getLogger(__name__)
@@ -82,10 +80,11 @@ def build(name: str, config: DownstreamConfig, folder: Path, device: torch.devic
     """
     task = task_class(name)(config.task)
     _check_crops(task, config)
+    splits = corpus.read(task, config.data)
     upstream = load_upstream(config.upstream)
     log.info("Upstream %s: %d layers, %d wide", upstream.name, upstream.n_layers, upstream.width)
     with _one_after_the_other():
-        corpus.prepare(task, config.data, upstream.downsample_rate, folder)
+        corpus.prepare(task, splits, config.data, upstream.downsample_rate, folder)
     for line in corpus.counts(task):
         log.info("Data: %s", line)
     return DownstreamExpert(config, task, upstream).to(device)
@@ -104,6 +103,7 @@ def dry_run(expert: DownstreamExpert, folder: Path, device: torch.device) -> str
     lines = [f"Task {task.name}, upstream {expert.upstream.name}; head: {head / 1e6:.2f} M parameters", "Corpus:"]
     lines += [f"  {line}" for line in [*corpus.counts(task, compare=True), *task.notes]]
     if task.trained:
+        log.info("Timing a few steps")
         lines.append(estimate(expert, config.runner, config.optimizer, folder, device))
     return "\n".join(lines)
 
@@ -164,91 +164,12 @@ def restore(
     task.load_state(trained.saved["state"])
     if read_data is not None:
         with _one_after_the_other():
-            corpus.prepare(task, config.data, upstream.downsample_rate, read_data)
+            splits = corpus.read(task, config.data)
+            corpus.prepare(task, splits, config.data, upstream.downsample_rate, read_data)
         task.load_state(trained.saved["state"])
     expert = DownstreamExpert(config, task, upstream).to(device)
     expert.load(trained.checkpoint)
     return expert
-
-
-def judge(expert: DownstreamExpert, split: str, folder: Path, device: torch.device, step: int) -> list[Row]:
-    """Evaluate on a split; write figures, predictions and pictures.
-
-    Raises:
-        ValueError: there is no such split.
-    """
-    task = expert.task
-    if split not in task.splits:
-        raise ValueError(f"there is no split {split!r} (-t): {task.name} has {', '.join(task.splits)}")
-    autocast, _ = precision(expert.config.runner.precision, device)
-    rows = expert.evaluate(split, autocast, device)
-    unheard = sum(distributed.gather([expert.unheard]))
-    if unheard:
-        log.warning("%d utterances of %s could not be decoded and are not in its figures", unheard, split)
-    if distributed.is_main():
-        _write(expert, rows, split, folder, step, unheard)
-    distributed.wait()
-    return rows
-
-
-def _write(expert: DownstreamExpert, rows: list[Row], split: str, folder: Path, step: int, unheard: int) -> None:
-    """Figures, predictions and pictures of a split; ``unheard`` of its utterances could not be decoded."""
-    task = expert.task
-    figures = results.measure(task.score, [rows], task.resample_by, task.units)
-    results.write_rows(rows, folder / f"predictions-{split}.jsonl")
-    layers = expert.model.featurizer.shares()
-    left_out = dict(task.left_out.get(split, {})) | ({"undecodable": unheard} if unheard else {})
-    summary = {
-        "task": task.name,
-        "split": split,
-        "metric": task.metric,
-        "metrics": figures,
-        "utterances": len(task.splits[split]) - unheard,
-        "left_out": left_out,
-        "upstream": {"name": expert.upstream.name, "fingerprint": expert.upstream.fingerprint},
-        **({"step": step} if task.trained else {}),
-        "layer_weights": layers,
-        "state": task.state(),
-        "notes": task.notes,
-    }
-    checkpoint.save_json(summary, folder / f"metrics-{split}.json")
-    if (folder / JSONL).is_file():
-        training.draw_curves(folder, task.metric, task.units.get(task.metric, ""))
-    if len(layers) > 1 and not task.all_layers:
-        training.draw_layers(layers, expert.upstream.name, folder / "layer_weights.png")
-    # Pictures of another split than test have a folder of their own: they are called the same.
-    gallery = folder if split == "test" else folder / split
-    gallery.mkdir(parents=True, exist_ok=True)
-    drawn = [str(path.relative_to(folder)) for path in task.figures(rows, gallery)]
-    checkpoint.save_text(_page(summary, corpus.counts(task), drawn), page(folder, split))
-
-
-def page(folder: Path, split: str) -> Path:
-    """Where the summary of an evaluation is."""
-    return folder / ("summary.md" if split == "test" else f"summary-{split}.md")
-
-
-def join_folds(name: str, config: DownstreamConfig, folders: Sequence[Path], folder: Path) -> str:
-    """Mean and spread of the figures over folds; writes ``metrics-test.json`` and ``summary.md``."""
-    task = task_class(name)
-    each = [results.read_rows(place / "predictions-test.jsonl") for place in folders]
-    figures = results.measure(task(config.task).score, each, task.resample_by, task.units)
-    parts = [checkpoint.load_json(place / "metrics-test.json") for place in folders]
-    summary = {
-        "task": name,
-        "split": "test",
-        "metric": task.metric,
-        "metrics": figures,
-        "utterances": sum(part["utterances"] for part in parts),
-        "folds": [place.name for place in folders],
-        "upstream": parts[0]["upstream"],
-        "notes": sorted({note for part in parts for note in part["notes"]}),
-    }
-    checkpoint.save_text(settings.to_yaml(config), folder / "config.yaml")
-    checkpoint.save_json(summary, folder / "metrics-test.json")
-    text = _page(summary, [f"{place.name}: see {place.name}/summary.md" for place in folders], [])
-    checkpoint.save_text(text, page(folder, "test"))
-    return text
 
 
 def infer(expert: DownstreamExpert, paths: Sequence[Path], device: torch.device) -> Iterator[str]:
@@ -314,28 +235,3 @@ def _one_after_the_other() -> Iterator[None]:
     yield
     if distributed.is_main():
         distributed.wait()
-
-
-def _page(summary: Mapping[str, Any], lines: Sequence[str], drawn: Sequence[str]) -> str:
-    where = f", the checkpoint of step {summary['step']}, which did best on dev" if "step" in summary else ""
-    return "\n".join(
-        [
-            f"# {summary['task']} with {summary['upstream']['name']}: {summary['split']}",
-            "",
-            *(_figure(name, figure, main=name == summary["metric"]) for name, figure in summary["metrics"].items()),
-            f"- {summary['utterances']} utterances{where}",
-            *(f"- left out: {count} {reason}" for reason, count in summary.get("left_out", {}).items()),
-            *(f"- {note}" for note in summary["notes"]),
-            *(f"- {line}" for line in lines),
-            *(f"- picture: {name}" for name in drawn),
-            "",
-            "Intervals are over the test items (1,000 bootstrap draws), not over seeds. Every prediction is a line of "
-            f"predictions-{summary['split']}.jsonl.",
-            "",
-        ]
-    )
-
-
-def _figure(name: str, figure: dict[str, Any], main: bool) -> str:
-    text = results.in_words(name, figure)
-    return f"- **{text}**" if main else f"- {text}"

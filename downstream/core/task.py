@@ -64,6 +64,8 @@ class Task(ABC):
     """Whether ``predict`` is given every hidden state, (B, L, T, D), instead of one feature, (B, T, D)."""
     crops: ClassVar[bool] = True
     """Whether a part of an utterance has the utterance's target (data.crop_seconds)."""
+    judged: ClassVar[tuple[str, ...]] = ("train", "dev", "test")
+    """Splits that can be judged; any other that ``splits`` has can, too."""
     published: ClassVar[dict[str, int]] = {}
     """Utterances of each split of the official corpus as SUPERB has them; what ``--dry-run`` compares with."""
     resample_by: ClassVar[str | None] = None
@@ -175,7 +177,7 @@ class Task(ABC):
 
     def say(self, row: Row) -> str:
         """One prediction in words, for ``-m inference``."""
-        return str(row)
+        return str(row.get("prediction", row))
 
     # Keeping
 

@@ -66,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # The folder downstream/ is a sub-package only once this package is imported, so it is found by name.
-    core = importlib.import_module("s3prl_distiller.downstream.core.run")
-    names = importlib.import_module("s3prl_distiller.downstream.core.s3prl_names")
+    core, names = _module("run"), _module("s3prl_names")
     device = distributed.start(choose_device(args.device))
     if not distributed.is_main():
         logging.getLogger("s3prl_distiller").setLevel(logging.ERROR)
@@ -99,6 +97,8 @@ def _train(args: argparse.Namespace, core: Any, device: Any) -> int:
         raise ValueError("a run of several folds is gone on with by its first command and -a")
     if args.dry_run and folds:
         config.task.fold = folds[0]
+    if args.dry_run and folds:
+        _show(f"This is fold {folds[0]} of {len(folds)}, which the run goes through one after the other.")
     if args.dry_run or not folds:
         return _train_one(args, core, device, config, folder)
     # The folds are runs of their own; with -a the finished ones are passed over.
@@ -113,7 +113,8 @@ def _train(args: argparse.Namespace, core: Any, device: Any) -> int:
         if status != 0 or not (part / "metrics-test.json").is_file():
             return status
     if distributed.is_main():
-        _show(core.join_folds(args.downstream, config, [folder / f"fold{fold}" for fold in folds], folder))
+        task = core.task_class(args.downstream)(config.task)
+        _show(_module("judging").join_folds(task, config, [folder / f"fold{fold}" for fold in folds], folder))
     return 0
 
 
@@ -136,8 +137,8 @@ def _train_one(args: argparse.Namespace, core: Any, device: Any, config: Any, fo
     best = core.find_trained(folder)
     expert.load(best.checkpoint)
     expert.task.load_state(best.saved["state"])
-    core.judge(expert, "test", folder, device, best.saved["step"])
-    _show_page(core.page(folder, "test"))
+    _module("judging").judge(expert, "test", folder, device, best.saved["step"])
+    _show_page(_module("judging").page(folder, "test"))
     log.info("All of it is in %s", folder)
     return 0
 
@@ -156,8 +157,8 @@ def _evaluate(args: argparse.Namespace, core: Any, device: Any) -> int:
     seed(config.runner.seed)
     folder.mkdir(parents=True, exist_ok=True)
     expert = core.restore(trained, config, device, folder)
-    core.judge(expert, args.evaluate_split, folder, device, trained.saved["step"])
-    _show_page(core.page(folder, args.evaluate_split))
+    _module("judging").judge(expert, args.evaluate_split, folder, device, trained.saved["step"])
+    _show_page(_module("judging").page(folder, args.evaluate_split))
     return 0
 
 
@@ -176,6 +177,11 @@ def _infer(args: argparse.Namespace, core: Any, device: Any) -> int:
     for line in core.infer(expert, paths, device):
         _show(line)
     return 0
+
+
+def _module(name: str) -> Any:
+    """A module of downstream/core, by name: a type checker finds the folder downstream/ only where it lies."""
+    return importlib.import_module(f"s3prl_distiller.downstream.core.{name}")
 
 
 def _show(text: str) -> None:
@@ -242,8 +248,8 @@ def _check_same(core: Any, args: argparse.Namespace, config: Any, resume: Path) 
     fold = getattr(config.task, "fold", None)
     if fold is not None:
         saved.task.fold = fold
-    for name, value in settings.differences(saved, config):
+    for name, value in settings.differences(config, saved):
         raise ValueError(
-            f"the run was begun with another {name} than {value}: resume it as it was begun, change it on purpose "
-            f"with -o {name}=..., or start a new run with -n NAME"
+            f"the run was begun with {name}={value}, and this command has another: go on as it was begun with "
+            f"-e {resume.parent}, change it on purpose with -o {name}=..., or start a new run with -n NAME"
         )
