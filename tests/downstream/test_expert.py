@@ -141,7 +141,7 @@ def test_outputs_are_in_the_order_of_the_utterances(size: int, splits: Any) -> N
     linear = expert.model.head[1]
     assert [one["id"] for one in found] == [utterance.id for utterance in splits["dev"]]
     for utterance, one in zip(splits["dev"], found, strict=True):
-        expected = float(linear(torch.full((WIDTH,), 2 * utterance.custom["level"]))[0])
+        expected = linear(torch.full((WIDTH,), 2 * utterance.custom["level"])).item()
         assert one["out"] == pytest.approx(expected, abs=1e-5)
 
 
