@@ -74,13 +74,14 @@ class DownstreamExpert(nn.Module):
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and figures to log."""
         hidden_states, lengths = self._hear(batch)
-        features = _zero_padding(self.model.featurizer(hidden_states), lengths)
+        features = self.model.featurizer(hidden_states)
         loss, parts = self.task.loss(self.model.head, features, lengths, batch.targets)
         return loss * batch.share, parts
 
     def _hear(self, batch: LabelledBatch) -> tuple[list[Tensor], Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.upstream.trainable):
-            return self.upstream(batch.wave, batch.lengths)
+            hidden_states, lengths = self.upstream(batch.wave, batch.lengths)
+            return [_zero_padding(state, lengths) for state in hidden_states], lengths
 
     # Judging
 
@@ -123,9 +124,9 @@ class DownstreamExpert(nn.Module):
             with autocast():
                 hidden_states, lengths = self._hear(batch.to(device))
                 if self.task.all_layers:
-                    features = torch.stack([_zero_padding(state, lengths) for state in hidden_states], 1)
+                    features = torch.stack(hidden_states, 1)
                 else:
-                    features = _zero_padding(self.model.featurizer(hidden_states), lengths)
+                    features = self.model.featurizer(hidden_states)
                 outputs = self.task.predict(self.model.head, features, lengths, batch.utterances)
             yield from outputs
 
@@ -178,6 +179,9 @@ def check_upstream(saved: Mapping[str, Any], upstream: Upstream, folder: Path) -
 
 
 def _zero_padding(features: Tensor, lengths: Tensor) -> Tensor:
-    """(B, T, D) with zeros after each utterance's frames, whatever stood there, NaN included."""
-    mask = torch.arange(features.shape[1])[None] < lengths[:, None]
-    return features.masked_fill(~mask.to(features.device)[..., None], 0.0)
+    """(B, T, D) with zeros after each utterance's frames, whatever stood there, NaN included.
+
+    It is done before the weighted sum: a NaN that counts for nothing in a sum still spoils its gradient.
+    """
+    padding = (torch.arange(features.shape[1])[None] >= lengths[:, None]).to(features.device)[..., None]
+    return features.masked_fill(padding, 0.0) if features.requires_grad else features.masked_fill_(padding, 0.0)

@@ -159,6 +159,7 @@ def restore(
         ValueError: the upstream is another than the one that the head was trained on, or the data cannot be used.
     """
     task = task_class(trained.saved["task"])(config.task)
+    _check_crops(task, config)
     upstream: Upstream = load_upstream(config.upstream)
     check_upstream(trained.saved, upstream, trained.checkpoint)
     task.load_state(trained.saved["state"])
@@ -203,6 +204,12 @@ def from_saved(trained: Trained, options: Mapping[str, Any], overrides: Sequence
     merged = {section: {**values, **options.get(section, {})} for section, values in saved.items()}
     config, _ = settings.load(schema(task), [], merged, overrides, translate)
     config.validate()
+    for key in ("feature", "layer", "normalize"):
+        if getattr(config.upstream, key) != saved["upstream"][key]:
+            raise ValueError(
+                f"the head in {trained.checkpoint} was trained with upstream.{key}={saved['upstream'][key]}, and what "
+                f"it would be given with {getattr(config.upstream, key)} is something else: leave -s, -l and -r out"
+            )
     return config
 
 

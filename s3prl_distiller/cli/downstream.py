@@ -15,7 +15,7 @@ from s3prl_distiller import settings
 from s3prl_distiller.engine import distributed
 
 from .common import log_to, run_command
-from .runs import choose_device, seed, starting_point
+from .runs import choose_device, refuse_torchrun, seed, starting_point
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,7 @@ def _run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, core: Any, device: Any) -> int:
     folder = _folder(args)
     if args.past_exp is not None:
-        trained = core.find_trained(args.past_exp)
-        args.downstream = args.downstream or trained.saved["task"]
+        args.downstream = _find_trained(args, core).saved["task"]
     _need(args, "downstream", f"name the task: -d ({TASKS})")
     if args.past_exp is not None and (args.expname or args.expdir):
         raise ValueError("-e goes on with a run where it is: leave out -n and -p, or leave out -e to start a new run")
@@ -146,7 +145,7 @@ def _train_one(args: argparse.Namespace, core: Any, device: Any, config: Any, fo
 def _evaluate(args: argparse.Namespace, core: Any, device: Any) -> int:
     """Judge a trained run again: on another split, or on other data, which then needs a folder of its own."""
     _need(args, "past_exp", "name the run to evaluate: -e result/downstream/NAME")
-    trained = core.find_trained(args.past_exp)
+    trained = _find_trained(args, core)
     config = core.from_saved(trained, _options(args), args.override)
     changed = bool(args.data or args.override or args.config)
     if changed and not (args.expname or args.expdir):
@@ -163,11 +162,12 @@ def _evaluate(args: argparse.Namespace, core: Any, device: Any) -> int:
 
 
 def _infer(args: argparse.Namespace, core: Any, device: Any) -> int:
+    refuse_torchrun()
     _need(args, "data", "name the audio: --data FILE ...")
     paths = [Path(path).expanduser() for path in args.data]
     args.data = None
     if args.past_exp is not None:
-        trained = core.find_trained(args.past_exp)
+        trained = _find_trained(args, core)
         expert = core.restore(trained, core.from_saved(trained, _options(args), args.override), device, None)
     else:
         if not args.downstream or core.task_class(args.downstream).trained:
@@ -193,6 +193,13 @@ def _show(text: str) -> None:
 def _show_page(path: Path) -> None:
     if distributed.is_main():
         _show(path.read_text(encoding="utf-8"))
+
+
+def _find_trained(args: argparse.Namespace, core: Any) -> Any:
+    trained = core.find_trained(args.past_exp)
+    if args.downstream and args.downstream != trained.saved["task"]:
+        raise ValueError(f"{args.past_exp} is a run of {trained.saved['task']}, not of {args.downstream}: leave -d out")
+    return trained
 
 
 def _need(args: argparse.Namespace, name: str, message: str) -> None:
@@ -244,6 +251,9 @@ def _absolute(name: str | None) -> str | None:
 
 def _check_same(core: Any, args: argparse.Namespace, config: Any, resume: Path) -> None:
     """A run is gone on with as it was begun, unless ``-o`` says otherwise."""
+    task = core.find_trained(resume).saved["task"]
+    if task != args.downstream:
+        raise ValueError(f"{resume.parent} is a run of {task}, not of {args.downstream}: choose another name (-n)")
     saved = core.load_config(args.downstream, [resume.parent / "config.yaml"], {}, args.override)
     fold = getattr(config.task, "fold", None)
     if fold is not None:

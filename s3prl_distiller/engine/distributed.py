@@ -85,6 +85,14 @@ def highest(value: int, device: torch.device) -> int:
     return int(tensor)
 
 
+def mean(values: dict[str, float]) -> dict[str, float]:
+    """The mean of each figure over the processes that have it."""
+    everyone = gather([values])
+    names = dict.fromkeys(name for one in everyone for name in one)
+    found = {name: [one[name] for one in everyone if name in one] for name in names}
+    return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
+
+
 def gather(items: Sequence[Any]) -> list[Any]:
     """The items of all processes, in the order of a list that was dealt out one by one, on each of them."""
     if world() == 1:

@@ -246,6 +246,8 @@ class _Meter:
         elapsed = max(time.monotonic() - self.started, 1e-9)
         values = {name: float(value) / self.count_of for name, value in self.sums.items()} or {"loss": math.nan}
         values |= {"audio_s_per_s": self.audio / elapsed, "data_wait_share": self.waited / elapsed}
+        values = distributed.mean(values)
+        values["audio_s_per_s"] *= distributed.world()
         self.sums, self.count_of, self.audio, self.waited = {}, 0.0, 0.0, 0.0
         self.started = time.monotonic()
         return values

@@ -421,7 +421,11 @@ def test_a_run_is_not_overwritten(
     # Nor gone on with as another run.
     for arguments, part in (
         (training("ks", minis, "-a"), "upstream.name"),
-        (training("sid", minis, "-a", "-u", "fbank"), "config.yaml"),
+        (training("sid", minis, "-a", "-u", "fbank"), "is a run of ks, not of sid"),
+        (["-m", "evaluate", "-e", str(run), "-d", "sid"], "is a run of ks, not of sid"),
+        (["-m", "evaluate", "-e", str(run), "-l", "2"], "upstream.layer=None"),
+        (["-m", "evaluate", "-e", str(run), "-r"], "upstream.normalize=False"),
+        (["-m", "evaluate", "-e", str(run), "-s", "last_hidden_state"], "upstream.feature=hidden_states"),
         (["-m", "evaluate", "-e", str(run), "-n", "run", "-o", "data.batch_size=2"], "already holds results"),
         (["-m", "evaluate", "-e", str(run), "-o", "data.batch_size=2"], "-n"),
         (["-m", "evaluate", "-e", str(run), "-t", "tset"], "'tset'"),
