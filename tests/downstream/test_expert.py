@@ -118,7 +118,7 @@ def test_what_stands_after_an_utterance_is_zero(splits: Any) -> None:
     """Whatever it was, the loss and its gradient are those of zeros."""
     grads = []
     expert = make(splits, batch_size=6)
-    for padding in (0.0, 1e6):
+    for padding in (0.0, 1e6, math.nan):
         expert = make(splits, batch_size=6)
         expert.upstream.padding = padding
         expert.model.eval()
@@ -128,6 +128,7 @@ def test_what_stands_after_an_utterance_is_zero(splits: Any) -> None:
         assert heard.isfinite().all() and (heard == 0).any()
         grads.append([float(loss.detach()), *(parameter.grad for parameter in expert.model.parameters())])
     torch.testing.assert_close(grads[0], grads[1])
+    torch.testing.assert_close(grads[0], grads[2])
     expert.upstream.padding = math.nan
     outputs(expert, splits["dev"])
     assert len(expert.task.heard) > 1 and all(heard.isfinite().all() for heard in expert.task.heard)
