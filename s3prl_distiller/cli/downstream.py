@@ -15,7 +15,7 @@ from s3prl_distiller import settings
 from s3prl_distiller.engine import distributed
 
 from .common import log_to, run_command
-from .runs import choose_device, refuse_torchrun, seed, starting_point
+from .runs import add_options, choose_device, refuse_torchrun, seed, starting_point
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +38,9 @@ def parser() -> argparse.ArgumentParser:
     add("-r", "--upstream_feature_normalize", action="store_true", help="normalise layers before their weighted sum")
     add("-f", "--upstream_trainable", action="store_true", help="train the upstream too")
     add("-c", "--config", metavar="YAML", help="settings over the task's own: a file, or a bundled name")
-    add("-n", "--expname", metavar="NAME", help="results go to result/downstream/NAME")
-    add("-p", "--expdir", metavar="DIR", type=Path, help="results go to DIR")
-    start = p.add_mutually_exclusive_group()
-    start.add_argument("-a", "--auto_resume", action="store_true", help="go on from the newest checkpoint, if any")
-    start.add_argument("-e", "--past_exp", metavar="RUN", type=Path, help="a run, or a checkpoint of it")
-    add(
-        "-o",
-        "--override",
-        metavar="KEY=VALUE,...",
-        action="append",
-        default=[],
-        help="settings over those of files, such as runner.total_steps=3",
-    )
     add("-t", "--evaluate_split", metavar="SPLIT", default="test", help="what to evaluate on (default: test)")
     add("--data", metavar="PATH", nargs="+", help="the corpus or a folder of manifests; for inference, audio files")
-    add("--seed", type=int, metavar="N", help="of every random choice (default 1337)")
-    add("--device", metavar="NAME", help="cuda or cpu (default: cuda if there is one)")
-    add("--dry-run", action="store_true", help="check everything, count the corpus, estimate the whole run")
+    add_options(p, "downstream", past_exp="a run, or a checkpoint of it, to go on with or to use")
     return p
 
 

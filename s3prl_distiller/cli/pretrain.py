@@ -16,7 +16,7 @@ from s3prl_distiller import registry, report, settings
 from s3prl_distiller.engine import estimate, train
 
 from .common import log_to, run_command
-from .runs import choose_device, refuse_torchrun, seed, starting_point
+from .runs import add_options, choose_device, refuse_torchrun, seed, starting_point
 
 log = logging.getLogger(__name__)
 
@@ -38,30 +38,10 @@ def parser() -> argparse.ArgumentParser:
     add("-u", "--upstream", required=True, metavar="NAME", help="what to train: distiller")
     add("-g", "--upstream_config", metavar="YAML", help="student and teacher: a file, or a bundled name")
     add("-c", "--config", metavar="YAML", help="runner, optimizer, data: a file, or a bundled name")
-    add("-n", "--expname", metavar="NAME", help="results go to result/pretrain/NAME")
-    add("-p", "--expdir", metavar="DIR", type=Path, help="results go to DIR")
-    start = p.add_mutually_exclusive_group()
-    start.add_argument("-a", "--auto_resume", action="store_true", help="go on from the newest checkpoint, if any")
-    start.add_argument(
-        "-e",
-        "--past_exp",
-        metavar="CKPT",
-        type=Path,
-        help="go on with that run (its folder or newest checkpoint); with -n or -p start a new run from its weights",
-    )
-    add(
-        "-o",
-        "--override",
-        metavar="KEY=VALUE,...",
-        action="append",
-        default=[],
-        help="settings over those of files, such as runner.total_steps=3",
-    )
     add("--teacher", metavar="NAME", help="s3prl hub name, checkpoint file or Hugging Face folder")
     add("--data", metavar="PATH", help="folder of audio, CSV or JSONL manifest, lhotse cuts or Shar folder")
-    add("--seed", type=int, metavar="N", help="of every random choice (default 1337)")
-    add("--device", metavar="NAME", help="cuda or cpu (default: cuda if there is one)")
-    add("--dry-run", action="store_true", help="check everything, run one step, estimate the whole run")
+    past_exp = "go on with that run (its folder or newest checkpoint); with -n or -p start a new run from its weights"
+    add_options(p, "pretrain", past_exp)
     return p
 
 

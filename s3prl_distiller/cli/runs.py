@@ -13,6 +13,32 @@ import torch
 from s3prl_distiller.engine import newest_checkpoint
 
 
+def add_options(parser: argparse.ArgumentParser, kind: str, past_exp: str) -> None:
+    """Options that every command has, with s3prl's letters.
+
+    Args:
+        kind: folder of the results, "pretrain" or "downstream".
+        past_exp: what ``-e`` is for.
+    """
+    add = parser.add_argument
+    add("-n", "--expname", metavar="NAME", help=f"results go to result/{kind}/NAME")
+    add("-p", "--expdir", metavar="DIR", type=Path, help="results go to DIR")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("-a", "--auto_resume", action="store_true", help="go on from the newest checkpoint, if any")
+    start.add_argument("-e", "--past_exp", metavar="RUN", type=Path, help=past_exp)
+    add(
+        "-o",
+        "--override",
+        metavar="KEY=VALUE,...",
+        action="append",
+        default=[],
+        help="settings over those of files, such as runner.total_steps=3",
+    )
+    add("--seed", type=int, metavar="N", help="of every random choice (default 1337)")
+    add("--device", metavar="NAME", help="cuda or cpu (default: cuda if there is one)")
+    add("--dry-run", action="store_true", help="check everything, time a few steps, estimate the whole run")
+
+
 def starting_point(args: argparse.Namespace, folder: Path) -> tuple[Path | None, Path | None]:
     """The checkpoint folder to resume exactly, or the checkpoint whose weights to start from.
 

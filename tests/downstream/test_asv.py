@@ -15,15 +15,10 @@ from s3prl_distiller.downstream.metrics import verification
 from s3prl_distiller import audio
 from s3prl_distiller.data.utterance import Utterance
 
+from .durations import with_durations
+
 torch.set_num_threads(1)
 RATE = 320
-
-
-def with_durations(splits):
-    for utterances in splits.values():
-        for utterance in utterances:
-            utterance.duration = audio.probe(utterance.audio).duration
-    return splits
 
 
 def prepared(root: Path, **config) -> Task:

@@ -11,19 +11,13 @@ import torch
 from s3prl_distiller.downstream.metrics.mtwv import beta
 from s3prl_distiller.downstream.qbe import QbeConfig, Task
 
-from s3prl_distiller import audio
 from s3prl_distiller.data.utterance import Utterance
+
+from .durations import with_durations
 
 torch.set_num_threads(1)
 RATE = 320
 SCORER = "#!/bin/bash -e\nP_target=0.001\nC_fa=1\nC_miss=10\nEFFPRIOR=`echo`\n"
-
-
-def with_durations(splits):
-    for utterances in splits.values():
-        for utterance in utterances:
-            utterance.duration = audio.probe(utterance.audio).duration
-    return splits
 
 
 def prepared(root: Path, **config) -> Task:

@@ -17,14 +17,9 @@ from s3prl_distiller import audio
 from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.hub import load_hub
 
+from .durations import with_durations
+
 RATE = 320
-
-
-def with_durations(splits):
-    for utterances in splits.values():
-        for utterance in utterances:
-            utterance.duration = audio.probe(utterance.audio).duration
-    return splits
 
 
 def prepared(root: Path, rate: int = RATE, **config) -> Task:
