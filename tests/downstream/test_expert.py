@@ -198,7 +198,7 @@ def test_a_part_of_a_batch_weighs_its_share(splits: Any) -> None:
     expert = make(splits, batch_size=6)
     expert.model.eval()
     batch = first_batch(expert)
-    whole, part = (float(expert(dataclasses.replace(batch, share=share))[0]) for share in (1.0, 0.5))
+    whole, part = (expert(dataclasses.replace(batch, share=share))[0].item() for share in (1.0, 0.5))
     assert part == pytest.approx(whole / 2)
 
 
