@@ -203,10 +203,25 @@ def test_arithmetic_knows_no_files():
         "transformers",
         "yaml",
     }
-    for name in ("frontend", "encoder", "model_config", "model"):
-        path = ROOT / "upstream" / "distiller" / f"{name}.py"
-        assert not {found.split(".")[0] for found in imports(path)} & barred, name
-        assert "open" not in {function for function, _ in calls(path)}, name
+    models = [
+        ROOT / "upstream" / "distiller" / f"{name}.py" for name in ("frontend", "encoder", "model_config", "model")
+    ]
+    for path in [*models, *(ROOT / "downstream" / "heads").glob("*.py")]:
+        assert not {found.split(".")[0] for found in imports(path)} & barred, path
+        assert "open" not in {function for function, _ in calls(path)}, path
+
+
+def test_modules_in_downstream_are_tasks():
+    """What they share lies in folders, so that a newcomer sees the ten; metrics know nothing of tasks and upstreams."""
+    names = {path.stem for path in (ROOT / "downstream").glob("*.py")} - {"__init__"}
+    assert names == {"asr", "pr", "ks", "ic", "sf", "sid", "asv", "sd", "er", "qbe"}
+    for name in names:
+        tasks = [node.name for node in tree(ROOT / "downstream" / f"{name}.py").body if isinstance(node, ast.ClassDef)]
+        assert "Task" in tasks, name
+        assert (ROOT / "config" / "downstream" / f"{name}.yaml").is_file(), name
+    for path in (ROOT / "downstream" / "metrics").glob("*.py"):
+        own = {name.split(".")[2] for name in own_imports(path) if name.startswith("s3prl_distiller.downstream.")}
+        assert own <= {"metrics"}, f"{path}: {own}"
 
 
 def test_the_loop_does_not_know_what_it_trains():

@@ -28,15 +28,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Trained:
-    """A checkpoint of a run: its folder, the folder of its run, what it says of itself."""
+    """A checkpoint of a run: its folder, the folder of the run, what it says of itself."""
 
     checkpoint: Path
     run: Path
     saved: dict[str, Any]
-
-    @property
-    def config_file(self) -> Path:
-        return self.run / "config.yaml"
 
 
 def task_class(name: str) -> type[Task]:

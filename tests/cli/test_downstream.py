@@ -10,7 +10,6 @@ import pytest
 from s3prl_distiller.downstream.core import results, run
 
 from .conftest import BUNDLE, Commands, sha256
-from .minis import make_minis
 
 TASKS = {
     "asr": "wer",
@@ -25,11 +24,6 @@ TASKS = {
     "qbe": "mtwv",
 }
 TINY = "runner.eval_step=2,runner.log_step=1,runner.save_step=2,data.batch_size=4,task.unseen_labels=skip"
-
-
-@pytest.fixture(scope="module")
-def minis(minisuperb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_minis(minisuperb, tmp_path_factory.mktemp("minis"))
 
 
 # SUPERB's recurrent heads take seconds a step on a CPU.

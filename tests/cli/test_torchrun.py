@@ -19,16 +19,10 @@ import safetensors.torch
 import torch
 
 from .conftest import ROOT, Commands, Finished
-from .minis import make_minis
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
 # Batches of five, the last of an epoch of four: parts of unequal size.
 TINY = "runner.eval_step=2,runner.log_step=1,runner.save_step=2,data.batch_size=5,optimizer.lr=0.003"
-
-
-@pytest.fixture(scope="module")
-def minis(minisuperb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_minis(minisuperb, tmp_path_factory.mktemp("minis"))
 
 
 @contextmanager
