@@ -30,18 +30,21 @@ def bundled(kind: str, name: str) -> Path:
     Raises:
         SettingsError: there is none of that name.
     """
-    folder = Path(str(importlib.resources.files("s3prl_distiller.config").joinpath(kind)))
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(file.stem for file in folder.glob("*.yaml"))
+    path = bundled_or_none(kind, name)
+    if path is None:
+        names = sorted(file.stem for file in _bundle(kind).glob("*.yaml"))
         raise SettingsError(f"there is no file {name} and no bundled config of that name: {_choices(name, names)}")
     return path
 
 
 def bundled_or_none(kind: str, name: str) -> Path | None:
     """As :func:`bundled`, but None where there is none of that name."""
-    path = Path(str(importlib.resources.files("s3prl_distiller.config").joinpath(kind))) / f"{name}.yaml"
+    path = _bundle(kind) / f"{name}.yaml"
     return path if path.is_file() else None
+
+
+def _bundle(kind: str) -> Path:
+    return Path(str(importlib.resources.files("s3prl_distiller.config").joinpath(kind)))
 
 
 def find(kind: str, name: str) -> Path:

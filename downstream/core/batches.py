@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from s3prl_distiller import audio
 from s3prl_distiller.audio import SAMPLE_RATE
-from s3prl_distiller.data.config import cores
+from s3prl_distiller.data.config import cores, worker_count
+from s3prl_distiller.data.corpus import samples_of
 from s3prl_distiller.data.loader import Batch, start_worker
-from s3prl_distiller.data.utterance import TarMember, Utterance, as_bytes, open_audio
+from s3prl_distiller.data.utterance import TarMember, Utterance, open_audio, stable_hash
 from s3prl_distiller.engine import distributed
 
 from .config import DataConfig
@@ -84,9 +84,9 @@ class TrainOrder:
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """Batches of (place in the epoch, index of the utterance)."""
-        rng = random.Random(_hash(f"{self._seed}:{self._epoch}"))
+        rng = random.Random(stable_hash(f"{self._seed}:{self._epoch}"))
         if self._config.bucketed:
-            batches = _bucketed([_samples(u) for u in self._utterances], self._config)
+            batches = _bucketed([samples_of(u) for u in self._utterances], self._config)
             rng.shuffle(batches)
         else:
             order = self._order(rng)
@@ -110,10 +110,10 @@ class TrainOrder:
 
     def _draw(self, place: int, index: int) -> Draw:
         utterance = self._utterances[index]
-        total = _samples(utterance)
+        total = samples_of(utterance)
         crop = (utterance.custom or {}).get("crop_seconds", self._config.crop_seconds)
         samples = total if crop is None else min(total, round(crop * SAMPLE_RATE))
-        offset = _hash(f"{self._seed}:{self._epoch}:{place}:{utterance.id}") % (total - samples + 1)
+        offset = stable_hash(f"{self._seed}:{self._epoch}:{place}:{utterance.id}") % (total - samples + 1)
         return Draw(utterance, utterance.start + offset / SAMPLE_RATE, samples)
 
 
@@ -125,13 +125,15 @@ class EvalOrder:
 
     def __iter__(self) -> Iterator[tuple[list[Draw], int]]:
         size = self._config.eval_batch_size or self._config.batch_size
-        ordered = sorted(self._utterances, key=lambda u: (_samples(u), u.id))[distributed.rank() :: distributed.world()]
+        ordered = sorted(self._utterances, key=lambda u: (samples_of(u), u.id))[
+            distributed.rank() :: distributed.world()
+        ]
         for low in range(0, len(ordered), size):
             batch = [self._draw(utterance) for utterance in ordered[low : low + size]]
             yield batch, len(batch)
 
     def _draw(self, utterance: Utterance) -> Draw:
-        total = _samples(utterance)
+        total = samples_of(utterance)
         crop = self._config.eval_crop_seconds
         samples = total if crop is None else min(total, round(crop * SAMPLE_RATE))
         return Draw(utterance, utterance.start + (total - samples) // 2 / SAMPLE_RATE, samples)
@@ -202,7 +204,7 @@ def make_loader(order: Any, task: Task | None, waves: Waves, config: DataConfig)
     if waves.kept:
         workers = 0
     else:
-        workers = config.num_workers if config.num_workers >= 0 else min(8, max(1, cores() - 1))
+        workers = worker_count(config.num_workers)
     return DataLoader(
         _Batcher(task, waves),
         batch_size=None,
@@ -250,12 +252,3 @@ def _bucketed(lengths: list[int], config: DataConfig) -> list[list[int]]:
         batches.append(order[:size])
         order = order[size:]
     return batches
-
-
-def _samples(utterance: Utterance) -> int:
-    assert utterance.duration is not None
-    return round(utterance.duration * SAMPLE_RATE)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(as_bytes(text), digest_size=8).digest(), "big")

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from s3prl_distiller.data.utterance import Utterance
 
+from ..corpora.manifest import near_miss
+
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
@@ -196,11 +198,7 @@ def custom(utterance: Utterance, key: str) -> Any:
     Raises:
         ValueError: it is missing; near misses are named.
     """
-    import difflib
-
     values = utterance.custom or {}
     if key in values:
         return values[key]
-    near = difflib.get_close_matches(key, values, n=1)
-    hint = f"; did you mean {key!r} for {near[0]!r}?" if near else f"; it has {', '.join(map(repr, values)) or 'none'}"
-    raise ValueError(f"{utterance.id} ({utterance.place}) has no key {key!r} in its manifest{hint}")
+    raise ValueError(f"{utterance.id} ({utterance.place}) has no key {key!r} in its manifest{near_miss(key, values)}")

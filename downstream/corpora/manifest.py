@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from s3prl_distiller.data.sources import read_utterances
@@ -57,11 +57,12 @@ def read_manifest(path: Path, required: Sequence[str] = ()) -> list[Utterance]:
         values = utterance.custom or {}
         for key in required:
             if values.get(key) is None:
-                raise ValueError(f"{path}: {utterance.id} has no {key!r}{_near(key, list(values))}")
+                raise ValueError(f"{path}: {utterance.id} has no {key!r}{near_miss(key, values)}")
     return utterances
 
 
-def _near(key: str, keys: list[str]) -> str:
+def near_miss(key: str, keys: Collection[str]) -> str:
+    """The end of a message about a key that is not there, or null: what was probably meant, or what there is."""
     if key in keys:
         return ", it is null"
     near = difflib.get_close_matches(key, keys, n=1)

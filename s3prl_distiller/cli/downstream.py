@@ -81,7 +81,6 @@ def _train(args: argparse.Namespace, core: Any, device: Any) -> int:
         raise ValueError("a run of several folds is gone on with by its first command and -a")
     if args.dry_run and folds:
         config.task.fold = folds[0]
-    if args.dry_run and folds:
         _show(f"This is fold {folds[0]} of {len(folds)}, which the run goes through one after the other.")
     if args.dry_run or not folds:
         return _train_one(args, core, device, config, folder)

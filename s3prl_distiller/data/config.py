@@ -58,9 +58,9 @@ def validate(config: DataConfig) -> None:
         raise ValueError(f"data.check is {config.check!r}: it is 'full' or 'header'")
 
 
-def worker_count(config: DataConfig) -> int:
+def worker_count(num_workers: int) -> int:
     """Number of decoding processes, -1 resolved."""
-    return min(8, cores() - 1) if config.num_workers < 0 else config.num_workers
+    return min(8, cores() - 1) if num_workers < 0 else num_workers
 
 
 def cache_folder(config: DataConfig) -> Path:

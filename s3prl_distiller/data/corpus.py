@@ -92,11 +92,11 @@ class Corpus:
         place that differs from epoch to epoch.
         """
         order = TrainOrder(self._train, self._limits, self._seed, epoch, skip)
-        return make_loader(order, worker_count(self._config))
+        return make_loader(order, worker_count(self._config.num_workers))
 
     def valid_loader(self) -> Iterable[Batch]:
         """Batches of the held-out utterances, shortest first, each utterance's beginning up to the crop."""
-        return make_loader(ValidOrder(self._valid, self._limits), worker_count(self._config))
+        return make_loader(ValidOrder(self._valid, self._limits), worker_count(self._config.num_workers))
 
     def describe(self) -> str:
         """A few lines for people: how much there is, what was left out and where the report is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import signal
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ from s3prl_distiller import audio
 from s3prl_distiller.audio import SAMPLE_RATE
 
 from .scan import load_cut
-from .utterance import TarMember, Utterance, as_bytes, open_audio, place_of
+from .utterance import TarMember, Utterance, open_audio, place_of, stable_hash
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -101,7 +100,7 @@ class TrainOrder:
 
         lengths = [_length(utterance, self._limits.crop) for utterance in self._utterances]
         edges = bucket_edges(lengths, self._limits)
-        seed = _hash(f"{self._seed}:{self._epoch}") % 2**32
+        seed = stable_hash(f"{self._seed}:{self._epoch}") % 2**32
         order = list(range(len(lengths)))
         random.Random(seed).shuffle(order)
         # A limit in seconds alone would let the last utterance of a batch, longer than the others, pad it beyond the
@@ -126,7 +125,7 @@ class TrainOrder:
         utterance = self._utterances[index]
         samples = _length(utterance, self._limits.crop)
         spare = _length(utterance) - samples
-        offset = _hash(f"{self._seed}:{self._epoch}:{utterance.id}") % (spare + 1)
+        offset = stable_hash(f"{self._seed}:{self._epoch}:{utterance.id}") % (spare + 1)
         return Request(utterance.id, utterance.audio, utterance.start + offset / SAMPLE_RATE, samples)
 
 
@@ -217,8 +216,3 @@ def _length(utterance: Utterance, limit: int | None = None) -> int:
     assert utterance.duration is not None
     samples = round(utterance.duration * SAMPLE_RATE)
     return samples if limit is None else min(samples, limit)
-
-
-def _hash(text: str) -> int:
-    """64 bits that only ``text`` decides."""
-    return int.from_bytes(hashlib.blake2b(as_bytes(text), digest_size=8).digest(), "big")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -61,6 +62,11 @@ def place_of(audio: str | TarMember | Cut) -> str:
 def as_bytes(text: str) -> bytes:
     """For hashing: file names need not be valid UTF-8, and Python carries their odd bytes as surrogates."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def stable_hash(text: str) -> int:
+    """64 bits that only ``text`` decides, on every machine and in every process."""
+    return int.from_bytes(hashlib.blake2b(as_bytes(text), digest_size=8).digest(), "big")
 
 
 def open_audio(audio: str | TarMember) -> str | BinaryIO:
