@@ -47,6 +47,7 @@ class Classification(Task):
     metric = "acc"
     higher_is_better = True
     units: ClassVar[dict[str, str]] = {"acc": "%"}
+    pooled = True
     key: ClassVar[str] = "label"
     """Key of a manifest's line that holds the label."""
     noun: ClassVar[str] = "class"

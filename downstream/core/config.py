@@ -83,12 +83,63 @@ class DataConfig:
 
 
 @dataclass
+class FeaturesConfig:
+    """Section ``features``: the hidden states of a frozen upstream, computed once for every head, rate and seed."""
+
+    keep: bool = False
+    """compute them once and keep them as files; where they do not fit, or training hears random crops, they are
+    computed anew for each batch"""
+    folder: str | None = None
+    """where; null: "features" in data.cache_dir. Runs share what they have in common"""
+    disk_gb: float = 50.0
+    """most that the folder may hold; a corpus beyond it is computed anew for each batch"""
+    memory_gb: float = -1.0
+    """most of it that is held on the training device; -1: 40 % of what is free there"""
+    dtype: str = "float16"
+    """of the files: "float16" or "float32"; means over time are always float32"""
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the key, for a value that cannot work."""
+        if not self.disk_gb >= 0:
+            raise ValueError(f"features.disk_gb is {self.disk_gb}: it must be at least 0")
+        if not (self.memory_gb >= 0 or self.memory_gb == -1):
+            raise ValueError(f"features.memory_gb is {self.memory_gb}: it must be at least 0, or -1")
+        if self.dtype not in ("float16", "float32"):
+            raise ValueError(f"features.dtype is {self.dtype!r}: it is 'float16' or 'float32'")
+
+
+@dataclass
+class SearchConfig:
+    """Section ``search``: heads that learn side by side from the same batches, each by itself."""
+
+    learning_rates: list[float] = field(default_factory=list)
+    """a head for each; the one that does best on dev is judged on test. Empty: optimizer.lr alone"""
+    seeds: int = 1
+    """so many heads for each rate, with seeds from runner.seed on; figures are means over them"""
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the key, for a value that cannot work."""
+        rates = list(self.learning_rates)
+        if not all(0 < rate < float("inf") for rate in rates) or len(set(rates)) != len(rates):
+            raise ValueError(f"search.learning_rates is {rates}: give numbers above 0, each once")
+        if self.seeds < 1:
+            raise ValueError(f"search.seeds is {self.seeds}: it must be at least 1")
+
+    @property
+    def active(self) -> bool:
+        """Whether more than one head is trained, or a rate is chosen."""
+        return bool(self.learning_rates) or self.seeds > 1
+
+
+@dataclass
 class DownstreamConfig:
     """A whole run. Defaults are what most of SUPERB's tasks share."""
 
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     runner: RunnerConfig = field(
         default_factory=lambda: RunnerConfig(
             gradient_clipping=1.0, log_step=100, eval_step=2_000, save_step=2_000, max_keep=2
@@ -105,6 +156,10 @@ class DownstreamConfig:
         self.runner.check()
         self.optimizer.check()
         self.data.validate()
+        self.features.validate()
+        self.search.validate()
+        if self.upstream.trainable and (self.features.keep or self.search.active):
+            raise ValueError("features.keep and search are for a frozen upstream: leave out -f (upstream.trainable)")
 
 
 def schema(task: type[Task]) -> type[Any]:

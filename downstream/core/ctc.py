@@ -124,12 +124,15 @@ class CTCTask(Task):
 
     # Learning
 
+    def augment(self, features: Tensor, lengths: Tensor) -> Tensor:
+        if not self.config.specaug.active:
+            return features
+        return spec_augment(features.float(), lengths, self.config.specaug)
+
     def loss(
         self, head: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """CTC per token of each target, averaged over targets, as torch's "mean"; zero where a target does not fit."""
-        if head.training and self.config.specaug.active:
-            features = spec_augment(features.float(), lengths, self.config.specaug)
         log_probs = self._log_probs(head, features, lengths)
         loss = F.ctc_loss(
             log_probs.transpose(0, 1),

@@ -74,7 +74,7 @@ class DownstreamExpert(nn.Module):
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and figures to log."""
         hidden_states, lengths = self._hear(batch)
-        features = self.model.featurizer(hidden_states)
+        features = self.task.augment(self.model.featurizer(hidden_states), lengths)
         loss, parts = self.task.loss(self.model.head, features, lengths, batch.targets)
         return loss * batch.share, parts
 

@@ -70,6 +70,8 @@ class Task(ABC):
     """Splits that can be judged; any other that ``splits`` has can, too."""
     published: ClassVar[dict[str, int]] = {}
     """Utterances of each split of the official corpus as SUPERB has them; what ``--dry-run`` compares with."""
+    pooled: ClassVar[bool] = False
+    """Whether all that the head hears of an utterance is the mean of its features over time."""
     resample_by: ClassVar[str | None] = None
     """Key of a row by which the bootstrap draws rows together; None: each row by itself."""
 
@@ -127,6 +129,16 @@ class Task(ABC):
     @abstractmethod
     def build_head(self, width: int, downsample_rate: int) -> nn.Module:
         """The model on top of features of that width. ``prepare`` or ``load_state`` has been called."""
+
+    def augment(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """What is done to features in training only, before ``loss``; of the same shape.
+
+        Args:
+            features: (..., B, T, D) with zeros after each utterance's end; whatever is drawn is the same for all
+                leading dimensions.
+            lengths: (B,) frames of each, on the CPU.
+        """
+        return features
 
     @abstractmethod
     def loss(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from s3prl_distiller.downstream import asr
 from s3prl_distiller.downstream.core.symbols import UNKNOWN
+from s3prl_distiller.downstream.heads.specaugment import SpecAugmentConfig
 
 from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.hub import load_hub
@@ -132,18 +133,18 @@ def test_impossible_settings_are_named(values, message):
         asr.Task(asr.AsrConfig(**values))
 
 
-def test_spec_augment_is_for_training_only():
+def test_spec_augment_is_drawn_anew_for_each_batch():
     made = task("A CAT")
-    head = made.build_head(240, 320)
     features, lengths = torch.randn(1, 120, 240), torch.tensor([120])
-    targets = [made.target(utterance("u", "A CAT"))]
-    head.dropout.p = 0.0
-    losses = {
-        mode: {made.loss(head.train(mode), features, lengths, targets)[0].item() for _ in range(3)}
-        for mode in (False, True)
-    }
-    assert len(losses[False]) == 1 and len(losses[True]) == 3
+    assert len({made.augment(features, lengths).sum().item() for _ in range(3)}) == 3
     torch.manual_seed(3)
-    one = made.loss(head, features, lengths, targets)[0]
+    one = made.augment(features, lengths)
     torch.manual_seed(3)
-    assert torch.equal(one, made.loss(head, features, lengths, targets)[0])
+    assert torch.equal(one, made.augment(features, lengths))
+    assert one.shape == features.shape and not torch.equal(one, features)
+
+
+def test_spec_augment_can_be_switched_off():
+    made = task("A CAT", specaug=SpecAugmentConfig.none())
+    features = torch.randn(1, 120, 240)
+    assert made.augment(features, torch.tensor([120])) is features
