@@ -3,12 +3,15 @@
 from .config import OptimizerConfig, RunnerConfig
 from .estimate import check_disk, estimate
 from .loop import Outcome, Task, mean_loss, precision, train
-from .state import BEST, newest_checkpoint
+from .members import Member
+from .state import BEST, Progress, newest_checkpoint
 
 __all__ = [
     "BEST",
+    "Member",
     "OptimizerConfig",
     "Outcome",
+    "Progress",
     "RunnerConfig",
     "Task",
     "check_disk",

@@ -51,7 +51,7 @@ def estimate(
         ValueError: the disk has no room for the checkpoints.
     """
     need = check_disk(task.model, runner, folder)
-    optimizer = build_optimizer(task.model, optimizer_config)
+    optimizer = build_optimizer(task.members, optimizer_config)
     autocast, _ = precision(runner.precision, device)
     batches = iter(task.get_train_dataloader(0, 0))
     times, audio = [], []
@@ -64,10 +64,10 @@ def estimate(
         started = time.monotonic()
         with autocast():
             loss, _ = task(batch.to(device))
-        loss.backward()
+        loss.sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss.item()  # waits for the device
+        loss.sum().item()  # waits for the device
         times.append(time.monotonic() - started)
         audio.append(batch.seconds)
     timed, heard = times[_WARM_UP:] or times, audio[_WARM_UP:] or audio

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +20,21 @@ from s3prl_distiller import checkpoint
 from . import distributed
 from .config import OptimizerConfig, RunnerConfig
 from .log import RunLog
+from .members import Member, clip_gradients, drop_gradients
 from .optimizer import build_optimizer, learning_rate
-from .state import BEST, TRAINER, Position, remove_leftovers, restore, save_checkpoint, trainer_state
+from .state import (
+    BEST,
+    MOST_SKIPPED,
+    TRAINER,
+    Position,
+    Progress,
+    remove_leftovers,
+    restore,
+    save_checkpoint,
+    trainer_state,
+)
 
 log = logging.getLogger(__name__)
-
-# So many steps in a row without a finite gradient will not mend themselves.
-_MOST_SKIPPED = 20
 
 
 class Task(Protocol):
@@ -39,11 +47,16 @@ class Task(Protocol):
 
     @property
     def model(self) -> nn.Module: ...  # what is trained and saved
+    @property
+    def members(self) -> Sequence[Member]: ...  # its parts that learn each by itself; most tasks have one, all of it
     def get_train_dataloader(self, epoch: int, skip: int) -> Iterable[Any]: ...
-    def validate(self, autocast: Any, device: torch.device) -> dict[str, float]: ...
+    # The figures of each member.
+    def validate(self, autocast: Any, device: torch.device) -> Sequence[dict[str, float]]: ...
+    # Losses and figures: scalars, or one for each member.
     def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
     def add_state_to_save(self, all_states: dict[str, Any], step: int) -> dict[str, Any]: ...
-    def native_writers(self, step: int) -> dict[str, Any]: ...
+    # Of the whole model, or of a member as it was last validated.
+    def native_writers(self, step: int, member: int | None = None) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -53,6 +66,7 @@ class Outcome:
     step: int
     signal: int | None  # that stopped it, if one did
     checkpoint: Path
+    members: list[Progress]  # how each did
 
 
 def train(
@@ -75,9 +89,11 @@ def train(
     Raises:
         ValueError: the data has changed since the checkpoint, the disk is full, or the gradient stays not finite.
     """
-    optimizer = build_optimizer(task.model, optimizer_config)
+    members = task.members
+    optimizer = build_optimizer(members, optimizer_config)
     autocast, scaler = precision(runner.precision, device)
-    position = Position()
+    assert len(members) == 1 or not scaler.is_enabled(), "one scale of the loss cannot serve several members"
+    position = Position(members=[Progress() for _ in members])
     if resume is not None:
         state = checkpoint.load_torch(resume / TRAINER)
         position = restore(state, optimizer, scaler, task.fingerprint, resume)
@@ -95,19 +111,21 @@ def train(
         return folder / f"states-{position.step}"
 
     def evaluate() -> None:
-        values = task.validate(autocast, device)
-        run_log.write("valid", position.step, values)
-        log.info("Step %d: validation %s %.4f", position.step, task.metric, values[task.metric])
-        if position.note(values[task.metric], task.higher_is_better) and task.keep_best:
-            if distributed.is_main():
-                checkpoint.save_folder(folder / BEST, task.native_writers(position.step))
-            distributed.wait()
+        figures = task.validate(autocast, device)
+        run_log.write("valid", position.step, _named(figures, members))
+        for index, (member, progress) in enumerate(zip(members, position.members, strict=True)):
+            value = figures[index][task.metric]
+            log.info("Step %d: validation %s %.4f %s", position.step, task.metric, value, member.name)
+            if progress.note(value, task.higher_is_better, position.step) and task.keep_best:
+                if distributed.is_main():
+                    checkpoint.save_folder(folder / member.name / BEST, task.native_writers(position.step, index))
+                distributed.wait()
 
     saved = resume
     with contextlib.closing(run_log), _Stop(device) as stop:
         if position.step == 0:
             evaluate()
-        meter = _Meter(position)
+        meter = _Meter(position, members)
         batches = _batches(task, position)
         while position.step < runner.total_steps and not position.stale(runner.early_stop) and not stop.asked():
             for _ in range(runner.gradient_accumulate_steps):
@@ -119,18 +137,19 @@ def train(
                 meter.count(batch)
                 with autocast():
                     loss, parts = task(batch.to(device))
-                scaler.scale(loss / runner.gradient_accumulate_steps).backward()
+                scaler.scale(loss.sum() / runner.gradient_accumulate_steps).backward()
                 meter.add(loss.detach(), parts)
             distributed.average_gradients(task.model)
             scaler.unscale_(optimizer)
-            norm = float(nn.utils.clip_grad_norm_(task.model.parameters(), runner.gradient_clipping))
+            norms = clip_gradients(members, runner.gradient_clipping)
             rate = learning_rate(position.step + 1, runner.total_steps, optimizer_config)
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            finite = norm - norm == 0
-            if finite or scaler.is_enabled():
-                scaler.step(optimizer)
-            _count_skipped(position, finite)
+                group["lr"] = rate * group["rate"]
+            finite = [norm - norm == 0 for norm in norms]
+            if not scaler.is_enabled():
+                drop_gradients(members, finite)
+            scaler.step(optimizer)
+            _count_skipped(position, members, finite)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             position.step += 1
@@ -139,7 +158,8 @@ def train(
             last = position.step == runner.total_steps
             if position.step % runner.log_step == 0 or last:
                 values = meter.flush()
-                run_log.write("train", position.step, {**values, "gradient_norm": norm, "lr": rate})
+                named = _named([{"gradient_norm": norm} for norm in norms], members)
+                run_log.write("train", position.step, {**values, **named, "lr": rate})
                 run_log.bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['audio_s_per_s']:.0f} s audio/s")
             if position.step % runner.eval_step == 0 or last:
                 evaluate()
@@ -150,7 +170,7 @@ def train(
             meter.store()
             saved = save()
     assert saved is not None
-    return Outcome(position.step, stop.signal, saved)
+    return Outcome(position.step, stop.signal, saved, position.members)
 
 
 def precision(name: str, device: torch.device) -> tuple[Any, torch.amp.GradScaler]:
@@ -202,25 +222,35 @@ def _batches(task: Task, position: Position) -> Iterator[Any]:
         position.epoch, position.batches = position.epoch + 1, 0
 
 
-def _count_skipped(position: Position, finite: bool) -> None:
-    position.skipped = 0 if finite else position.skipped + 1
-    if position.skipped == 1:
-        log.warning("Step %d: the gradient is not finite, no update was made.", position.step + 1)
-    if position.skipped >= _MOST_SKIPPED:
+def _count_skipped(position: Position, members: Sequence[Member], finite: Sequence[bool]) -> None:
+    for member, progress, fine in zip(members, position.members, finite, strict=True):
+        progress.skipped = 0 if fine else progress.skipped + 1
+        if progress.skipped == 1:
+            log.warning("Step %d: the gradient is not finite, no update was made. %s", position.step + 1, member.name)
+    if all(progress.diverged for progress in position.members):
         raise ValueError(
-            f"the gradient was not finite for {_MOST_SKIPPED} steps up to step {position.step + 1}: lower optimizer.lr "
+            f"the gradient was not finite for {MOST_SKIPPED} steps up to step {position.step + 1}: lower optimizer.lr "
             "or use runner.precision=float32. No checkpoint holds NaN; one from before it went wrong is a place to "
             "start again from (-e CKPT -n NEW_NAME)."
         )
 
 
+def _named(values: Sequence[dict[str, float]], members: Sequence[Member]) -> dict[str, float]:
+    """Figures of each member by one name: ``acc``, or with several members ``acc/NAME``."""
+    if len(members) == 1:
+        return dict(values[0])
+    return {f"{key}/{m.name}": v for m, figures in zip(members, values, strict=True) for key, v in figures.items()}
+
+
 class _Meter:
     """Adds up what the log averages; survives a resume through ``Position.sums``."""
 
-    def __init__(self, position: Position):
-        self.position = position
-        self.sums: dict[str, Any] = dict(position.sums)
-        self.count_of = self.sums.pop("count", 0.0)
+    def __init__(self, position: Position, members: Sequence[Member]):
+        self.position, self.members = position, members
+        self.sums: dict[str, Any] = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in position.sums.items()
+        }
+        self.count_of = float(self.sums.pop("count", 0.0))
         self.audio = self.waited = 0.0
         self.started = time.monotonic()
 
@@ -236,21 +266,35 @@ class _Meter:
     def add(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         # Kept on the device: a .item() here would make every batch wait.
         for name, value in {"loss": loss, **parts}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.double()
+            value = value.double()
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
         self.count_of += 1
 
     def store(self) -> None:
-        self.position.sums = {name: float(value) for name, value in self.sums.items()} | {"count": self.count_of}
+        self.position.sums = {name: value.tolist() for name, value in self.sums.items()} | {"count": self.count_of}
 
     def flush(self) -> dict[str, float]:
         elapsed = max(time.monotonic() - self.started, 1e-9)
-        values = {name: float(value) / self.count_of for name, value in self.sums.items()} or {"loss": math.nan}
+        values = self._means() or {"loss": math.nan}
         values |= {"audio_s_per_s": self.audio / elapsed, "data_wait_share": self.waited / elapsed}
         values = distributed.mean(values)
         values["audio_s_per_s"] *= distributed.world()
         self.sums, self.count_of, self.audio, self.waited = {}, 0.0, 0.0, 0.0
         self.started = time.monotonic()
         return values
+
+    def _means(self) -> dict[str, float]:
+        """Of several members: of each, and of those that have one together."""
+        means: dict[str, float] = {}
+        for name, value in self.sums.items():
+            found = (value / self.count_of).tolist()
+            if isinstance(found, list):
+                finite = [one for one in found if math.isfinite(one)]
+                means[name] = sum(finite) / len(finite) if finite else math.nan
+                means |= {f"{name}/{member.name}": one for member, one in zip(self.members, found, strict=True)}
+            else:
+                means[name] = found
+        return means
 
 
 class _Stop:

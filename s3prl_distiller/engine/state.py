@@ -25,7 +25,34 @@ log = logging.getLogger(__name__)
 
 TRAINER = "trainer.pt"
 BEST = "best"
+# So many steps in a row without a finite gradient will not mend themselves.
+MOST_SKIPPED = 20
 _NAME = re.compile(r"states-(\d+)")
+
+
+@dataclass
+class Progress:
+    """How a member has done so far."""
+
+    best: float | None = None  # its best figure on held-out data
+    step: int = 0  # of that
+    worse: int = 0  # evaluations in a row without a better one
+    skipped: int = 0  # steps in a row without an update, the gradient not being finite
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its gradient has not been finite for long."""
+        return self.skipped >= MOST_SKIPPED
+
+    def note(self, value: float, higher_is_better: bool, step: int) -> bool:
+        """Take down an evaluation; whether it is the best so far. NaN never is."""
+        better = self.best is None or (value > self.best if higher_is_better else value < self.best)
+        if value != value:
+            better = False
+        if better:
+            self.best, self.step = value, step
+        self.worse = 0 if better else self.worse + 1
+        return better
 
 
 @dataclass
@@ -35,22 +62,12 @@ class Position:
     step: int = 0  # optimiser steps taken
     epoch: int = 0
     batches: int = 0  # batches of this epoch that were consumed
-    sums: dict[str, float] = field(default_factory=dict)  # what has been added up since the last line of the log
-    skipped: int = 0  # steps in a row without an update, the gradient not being finite
-    best: float | None = None  # the best figure on held-out data so far
-    worse: int = 0  # evaluations in a row without a better one
-
-    def note(self, value: float, higher_is_better: bool) -> bool:
-        """Take down an evaluation; whether it is the best so far. NaN never is."""
-        better = self.best is None or (value > self.best if higher_is_better else value < self.best)
-        if value != value:
-            better = False
-        self.best, self.worse = (value, 0) if better else (self.best, self.worse + 1)
-        return better
+    sums: dict[str, Any] = field(default_factory=dict)  # what has been added up since the last line of the log
+    members: list[Progress] = field(default_factory=lambda: [Progress()])
 
     def stale(self, patience: int) -> bool:
-        """Whether it is time to stop early; never with a ``patience`` of 0."""
-        return 0 < patience <= self.worse
+        """Whether it is time to stop early, no member getting better; never with a ``patience`` of 0."""
+        return all(0 < patience <= member.worse for member in self.members)
 
 
 def save_checkpoint(folder: Path, task: Any, trainer: Mapping[str, Any], step: int, max_keep: int) -> Path:
@@ -98,7 +115,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a run that was killed while it wrote a checkpoint left half-written."""
-    for path in (*folder.glob(".states-*.tmp"), *folder.glob(f".{BEST}.*.tmp")):
+    for path in (*folder.glob(".states-*.tmp"), *folder.glob(f".{BEST}.*.tmp"), *folder.glob(f"*/.{BEST}.*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -160,4 +177,6 @@ def restore(
     torch.set_rng_state(saved["torch"])
     if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
-    return Position(**state["position"])
+    position = Position(**state["position"])
+    position.members = [Progress(**member) for member in state["position"]["members"]]
+    return position

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_distiller import checkpoint
-from s3prl_distiller.engine import mean_loss
+from s3prl_distiller.engine import Member, mean_loss
 
 
 @dataclass
@@ -55,8 +55,12 @@ class Fit:
         for size in (1, 3):
             yield Samples(torch.full((size, 2), float(size)), [str(size)] * size)
 
-    def validate(self, autocast: Any, device: torch.device) -> dict[str, float]:
-        return mean_loss(self, self.get_valid_dataloader(), autocast, device)
+    @property
+    def members(self) -> list[Member]:
+        return [Member(self.model)]
+
+    def validate(self, autocast: Any, device: torch.device) -> list[dict[str, float]]:
+        return [mean_loss(self, self.get_valid_dataloader(), autocast, device)]
 
     def __call__(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         error = (self.model(batch.x) - 3 * batch.x[:, :1]).abs().mean()
@@ -65,7 +69,7 @@ class Fit:
     def add_state_to_save(self, all_states: dict[str, Any], step: int) -> dict[str, Any]:
         return {**all_states, "Fit": self.model.state_dict(), "Step": step}
 
-    def native_writers(self, step: int) -> dict[str, Any]:
+    def native_writers(self, step: int, member: int | None = None) -> dict[str, Any]:
         weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         return {"weights.pt": lambda path: torch.save(weights, path)}
 

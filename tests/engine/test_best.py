@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from s3prl_distiller import checkpoint
 from s3prl_distiller.engine import OptimizerConfig, RunnerConfig, train
 from s3prl_distiller.engine.optimizer import learning_rate
-from s3prl_distiller.engine.state import Position
+from s3prl_distiller.engine.state import Progress
 
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerConfig(name="SGD", lr=0.01, betas=[0.0, 0.9])
@@ -37,12 +37,12 @@ def judged(fit: Any) -> Any:
             self.figures, self.higher_is_better, self.seen = figures, higher, done
             self.weights_at: dict[int, list[torch.Tensor]] = {}
 
-        def validate(self, autocast: Any, device: torch.device) -> dict[str, float]:
+        def validate(self, autocast: Any, device: torch.device) -> list[dict[str, float]]:
             self.weights_at[2 * self.seen] = self.weights()
             self.seen += 1
-            return {"figure": self.figures[self.seen - 1], "other": 1.0}
+            return [{"figure": self.figures[self.seen - 1], "other": 1.0}]
 
-        def native_writers(self, step: int) -> dict[str, Any]:
+        def native_writers(self, step: int, member: int | None = None) -> dict[str, Any]:
             return {
                 **super().native_writers(step),
                 "step.json": lambda path: checkpoint.save_json({"step": step}, path),
@@ -140,11 +140,12 @@ def test_early_stop_is_off_by_default() -> None:
 
 
 @given(values=st.lists(st.floats(allow_infinity=False), min_size=1), higher=st.booleans())
-def test_position_notes_the_best(values: list[float], higher: bool) -> None:
-    position = Position()
-    better = [position.note(value, higher) for value in values]
+def test_progress_notes_the_best(values: list[float], higher: bool) -> None:
+    position = Progress()
+    better = [position.note(value, higher, step) for step, value in enumerate(values)]
     numbers = [value for value in values if value == value]
     assert position.best == (None if not numbers else max(numbers) if higher else min(numbers))
+    assert position.step == (len(better) - 1 - better[::-1].index(True) if any(better) else 0)
     assert position.worse == (better[::-1].index(True) if any(better) else len(values))
     assert all(value == value for value, is_better in zip(values, better, strict=True) if is_better)
 

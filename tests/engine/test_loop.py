@@ -45,7 +45,7 @@ def test_validation_draws_nothing_at_random_and_weighs_by_audio(fit: Any) -> Non
     np.random.seed(1)
     torch.manual_seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    values = task.validate(precision("float32", CPU)[0], CPU)
+    (values,) = task.validate(precision("float32", CPU)[0], CPU)
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert task.model.training and all(parameter.grad is None for parameter in task.model.parameters())
     task.model.eval()
@@ -53,7 +53,7 @@ def test_validation_draws_nothing_at_random_and_weighs_by_audio(fit: Any) -> Non
         error = {size: float((task.model(torch.full((1, 2), float(size))) - 3 * size).abs()) for size in (1, 3)}
     expected = (1 * error[1] + 3 * error[3]) / 4
     assert values == pytest.approx({"loss": expected, "error_layer1": expected, "cosine_layer1": -expected})
-    assert task.validate(precision("float32", CPU)[0], CPU) == values
+    assert task.validate(precision("float32", CPU)[0], CPU) == [values]
 
 
 @pytest.mark.parametrize("times", [2, 3])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from s3prl_distiller.engine import OptimizerConfig, RunnerConfig
+from s3prl_distiller.engine.members import Member
 from s3prl_distiller.engine.optimizer import build_optimizer, learning_rate
 
 optimizers = pytest.importorskip("s3prl.optimizers")
@@ -44,7 +45,7 @@ def test_steps_are_those_of_s3prl() -> None:
     mine, theirs = nn.Linear(6, 3), nn.Linear(6, 3)
     theirs.load_state_dict(mine.state_dict())
     config = OptimizerConfig(lr=1e-2, eps=1e-12, weight_decay=0.0, warmup_proportion=0.3)
-    ours = build_optimizer(mine, config)
+    ours = build_optimizer([Member(mine)], config)
     groups = [{"params": list(theirs.parameters()), "weight_decay": 0.0}]
     lamb = optimizers.Lamb(
         groups, lr=1e-2, warmup=0.3, t_total=20, betas=(0.9, 0.98), eps=1e-12, adam=True, correct_bias=True
@@ -71,7 +72,9 @@ class Named(nn.Module):
 @pytest.mark.parametrize("decay_bias", [True, False])
 def test_what_is_decayed(decay_bias: bool) -> None:
     model = Named()
-    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.25, decay_bias=decay_bias, betas=[0.5, 0.75]))
+    optimizer = build_optimizer(
+        [Member(model)], OptimizerConfig(weight_decay=0.25, decay_bias=decay_bias, betas=[0.5, 0.75])
+    )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     bias = 0.25 if decay_bias else 0.0

@@ -17,8 +17,9 @@ from s3prl_distiller.checkpoint import load_torch, save_torch
 from s3prl_distiller.engine import OptimizerConfig, newest_checkpoint
 from s3prl_distiller.engine.log import RunLog, read_log
 from s3prl_distiller.engine.loop import precision
+from s3prl_distiller.engine.members import Member
 from s3prl_distiller.engine.optimizer import build_optimizer
-from s3prl_distiller.engine.state import Position, restore, save_checkpoint, trainer_state
+from s3prl_distiller.engine.state import Position, Progress, restore, save_checkpoint, trainer_state
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def draw() -> list[Any]:
 def trained(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
     torch.manual_seed(seed)
     model = nn.Linear(3, 2)
-    optimizer = build_optimizer(model, OptimizerConfig())
+    optimizer = build_optimizer([Member(model)], OptimizerConfig())
     for _ in range(3):
         optimizer.zero_grad()
         model(torch.randn(4, 3)).pow(2).mean().backward()
@@ -57,7 +58,7 @@ def test_everything_random_goes_on_where_it_was(tmp_path: Path) -> None:
     draw()
     random.gauss(0, 1)
     np.random.randn()
-    position = Position(7, 1, 2, {"loss": 1.25, "count": 3.0}, skipped=2)
+    position = Position(7, 1, 2, {"loss": 1.25, "count": 3.0}, [Progress(0.5, 3, 1, 2), Progress()])
     save_torch(trainer_state(position, optimizer, scaler, "data"), tmp_path / "trainer.pt")
     expected = draw()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from s3prl_distiller import settings
 from s3prl_distiller.checkpoint import check_weights
 from s3prl_distiller.data import Batch, Corpus, DataConfig, prepare
-from s3prl_distiller.engine import OptimizerConfig, RunnerConfig, check_disk, mean_loss
+from s3prl_distiller.engine import Member, OptimizerConfig, RunnerConfig, check_disk, mean_loss
 
 from .derive import derive_student, initialise
 from .encoder import TransformerEncoder
@@ -133,9 +133,14 @@ class UpstreamPretrainExpert(nn.Module):
         """Batches of an epoch without the first ``skip``."""
         return self.corpus.train_loader(epoch, skip=skip)
 
-    def validate(self, autocast: Any, device: torch.device) -> dict[str, float]:
+    @property
+    def members(self) -> list[Member]:
+        """The student."""
+        return [Member(self.model)]
+
+    def validate(self, autocast: Any, device: torch.device) -> list[dict[str, float]]:
         """Loss and its parts on the held-out utterances."""
-        return mean_loss(self, self.corpus.valid_loader(), autocast, device)
+        return [mean_loss(self, self.corpus.valid_loader(), autocast, device)]
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and its parts by name.
@@ -168,7 +173,7 @@ class UpstreamPretrainExpert(nn.Module):
         """Add what s3prl's ``distiller_local`` reads."""
         return {**all_states, **s3prl_states(self.model, settings.plain(self.config), step)}
 
-    def native_writers(self, step: int) -> dict[str, Any]:
+    def native_writers(self, step: int, member: int | None = None) -> dict[str, Any]:
         """Writers of the student in our own form, by file name."""
         return native_writers(self.model, settings.plain(self.config), step)
 
