@@ -14,12 +14,13 @@ from typing import Any
 from s3prl_distiller import settings
 from s3prl_distiller.engine import distributed
 
+from . import benchmark, measure
 from .common import log_to, run_command
 from .runs import add_options, choose_device, refuse_torchrun, seed, starting_point
 
 log = logging.getLogger(__name__)
 
-TASKS = "asr, pr, ks, ic, sf, sid, asv, sd, er, qbe, or s3prl's names of them"
+TASKS = "asr, pr, ks, ic, sf, sid, asv, sd, er, qbe, or s3prl's names of them; superb: all ten"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,9 +29,21 @@ def parser() -> argparse.ArgumentParser:
         prog="run_downstream.py", description="Train, evaluate or use a SUPERB task on top of an upstream."
     )
     add = p.add_argument
-    modes = ["train", "evaluate", "inference"]
-    add("-m", "--mode", choices=modes, default="train", help="train (then judge on test), evaluate, or inference")
-    add("-u", "--upstream", metavar="NAME", help="s3prl hub name, checkpoint file or Hugging Face folder")
+    modes = ["train", "evaluate", "inference", "measure"]
+    add(
+        "-m",
+        "--mode",
+        choices=modes,
+        default="train",
+        help="train (then judge on test), evaluate, inference, or measure what an upstream costs",
+    )
+    add(
+        "-u",
+        "--upstream",
+        metavar="NAME",
+        action="append",
+        help="s3prl hub name, checkpoint file or Hugging Face folder; with -d superb also several, and LABEL=NAME",
+    )
     add("-k", "--upstream_ckpt", metavar="CKPT", help="what a hub name that takes a checkpoint is to load")
     add("-d", "--downstream", metavar="TASK", help=TASKS)
     add("-s", "--upstream_feature_selection", metavar="KEY", help="hidden_states, last_hidden_state, paper ...")
@@ -39,8 +52,18 @@ def parser() -> argparse.ArgumentParser:
     add("-f", "--upstream_trainable", action="store_true", help="train the upstream too")
     add("-c", "--config", metavar="YAML", help="settings over the task's own: a file, or a bundled name")
     add("-t", "--evaluate_split", metavar="SPLIT", default="test", help="what to evaluate on (default: test)")
-    add("--data", metavar="PATH", nargs="+", help="the corpus or a folder of manifests; for inference, audio files")
+    add(
+        "--data",
+        metavar="PATH",
+        nargs="+",
+        help="the corpus or a folder of manifests; for inference, audio files; with -d superb also TASK=PATH ...",
+    )
+    add("--learning-rates", metavar="LR,LR,...", help="a head for each, side by side; the best on dev is judged")
+    add("--seeds", metavar="N", type=int, help="so many heads for each rate; figures are means over them")
+    add("--features", action="store_true", help="compute the hidden states of a frozen upstream once and keep them")
     add_options(p, "downstream", past_exp="a run, or a checkpoint of it, to go on with or to use")
+    measure.add_options(p)
+    benchmark.add_options(p)
     return p
 
 
@@ -51,6 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.downstream == benchmark.NAME:
+        return benchmark.main(args)
+    benchmark.refuse_options(args)
+    if args.upstream and len(args.upstream) > 1:
+        raise ValueError(f"-u takes one upstream, and {len(args.upstream)} were given: several are for -d superb")
+    args.upstream = args.upstream[0] if args.upstream else None
+    if args.mode == "measure":
+        return measure.measure(args)
     core, names = _module("run"), _module("s3prl_names")
     device = distributed.start(choose_device(args.device))
     if not distributed.is_main():
@@ -225,6 +256,10 @@ def _options(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         options["data"] = {"path": _absolute(args.data[0])}
     if args.seed is not None:
         options["runner"] = {"seed": args.seed}
+    if args.features:
+        options["features"] = {"keep": True}
+    search = {"learning_rates": benchmark.rates(args.learning_rates), "seeds": args.seeds}
+    options["search"] = {key: value for key, value in search.items() if value is not None}
     return options
 
 
@@ -247,3 +282,7 @@ def _check_same(core: Any, args: argparse.Namespace, config: Any, resume: Path) 
             f"the run was begun with {name}={value}, and this command has another: go on as it was begun with "
             f"-e {resume.parent}, change it on purpose with -o {name}=..., or start a new run with -n NAME"
         )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -294,7 +294,7 @@ def test_commands_that_lack_something(commands: Commands, minis: Path, tmp_path:
         "data is a file": ([*without("--data"), "--data", str(minis / "keywords_mini" / "test.jsonl")], ("--data",)),
         "two corpora": ([*full, "--data", str(minis), str(minis)], ("--data takes one",)),
         "no upstream": (without("-u"), ("-u",)),
-        "no such upstream": ([*full, "-u", "fbnak"], ("fbnak",)),
+        "no such upstream": ([*without("-u"), "-u", "fbnak"], ("fbnak",)),
         "no task": (without("-d"), ("-d", "asr", "qbe")),
         "no such task": ([*full, "-d", "kss"], ("'kss'", "ks")),
         "no name": (without("-n"), ("-n",)),

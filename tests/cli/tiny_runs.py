@@ -16,7 +16,8 @@ SMALLER = {"asr": "task.project_dim=16,task.hidden=16", "sf": "task.project_dim=
 
 
 def training(task: str, data: Path | str, *more: str, name: str = "run") -> list[str]:
-    fixed = ["-u", "fbank", "-d", task, "-n", name, "--data", str(data), "-o", TINY]
+    upstream = [] if "-u" in more else ["-u", "fbank"]
+    fixed = [*upstream, "-d", task, "-n", name, "--data", str(data), "-o", TINY]
     return [*fixed, *(["-o", SMALLER[task]] if task in SMALLER else []), *more]
 
 
