@@ -24,7 +24,6 @@ from ..core.config import UpstreamConfig
 from ..core.upstream import Upstream, load_upstream
 from .memory import peak_on_cpu, peak_on_gpu, utterance
 
-
 FILE = "cost.json"
 _LONGEST = 600.0  # seconds: attention takes the square of it
 _RUNS, _LEAST_RUNS = 20, 5
@@ -40,7 +39,8 @@ class Cost:
         fingerprint: of its weights.
         feature: the output that was asked for.
         runs_as: "own encoder" or "as the hub gives it".
-        parameters: all that the model which runs holds; 94.4 M for HuBERT base, without what only its training needs.
+        parameters: all that the model which runs holds. In our own encoder that is what extraction needs (94.37 M for
+            HuBERT base); as the hub gives it, also what an expert keeps of its training (94.70 M).
         parameters_without_heads: of a student that has prediction heads.
         macs_per_second: multiply-accumulates for a second of audio, at the length of ``seconds``: attention's share
             grows with the length. Products of matrices, convolutions, attention and LSTMs are counted as they are

@@ -64,7 +64,8 @@ def peak_on_cpu(config: UpstreamConfig, seconds: float, threads: int) -> int | N
         log.warning("Peak memory is not measured: it takes Linux's %s", _CLEAR)
         return None
     argument = json.dumps({"config": asdict(config), "seconds": seconds, "threads": threads})
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""}
+    found_in = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    environment = {**os.environ, "PYTHONPATH": found_in, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-P", "-m", __name__, argument]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     try:
