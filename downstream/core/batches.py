@@ -1,27 +1,30 @@
-"""Batches of labelled speech: which utterances go together in each epoch, which part of each is heard, and how loud."""
+"""Batches of labelled speech: waveforms, or what an upstream is known to make of them, and what a task says of each."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from s3prl_distiller import audio
 from s3prl_distiller.audio import SAMPLE_RATE
 from s3prl_distiller.data.config import cores, worker_count
-from s3prl_distiller.data.corpus import samples_of
 from s3prl_distiller.data.loader import Batch, start_worker
-from s3prl_distiller.data.utterance import TarMember, Utterance, open_audio, stable_hash
+from s3prl_distiller.data.utterance import TarMember, Utterance, open_audio
 from s3prl_distiller.engine import distributed
 
 from .config import DataConfig
+from .draws import Draw
+from .draws import EvalOrder as EvalOrder
+from .draws import TrainOrder as TrainOrder
 from .task import Task
 
 
@@ -33,110 +36,26 @@ class LabelledBatch(Batch):
         utterances: those that could be decoded, in the order of ``ids``.
         targets: of each of them; empty where none was asked for.
         share: weight of this batch's mean loss, where several processes have a part of one batch each.
+        states: their hidden states (L, B, T, D), zeros after each one's frames, where these are known; ``wave`` is
+            empty then, and ``lengths`` still the samples of each.
+        frames: (B,) frames of each, on the CPU, where states are known.
     """
 
     utterances: Sequence[Utterance] = ()
     targets: Sequence[Any] = ()
     share: float = 1.0
+    states: Tensor | None = None
+    frames: Tensor | None = None
 
     def pin_memory(self) -> LabelledBatch:
         return replace(self, wave=self.wave.pin_memory())
 
     def to(self, device: torch.device | str) -> LabelledBatch:
-        return replace(self, wave=self.wave.to(device, non_blocking=True))
+        states = None if self.states is None else self.states.to(device, non_blocking=True)
+        return replace(self, wave=self.wave.to(device, non_blocking=True), states=states)
 
 
-class Draw(NamedTuple):
-    """One utterance as a batch hears it: ``samples`` at 16 kHz from ``start`` seconds into its audio."""
-
-    utterance: Utterance
-    start: float
-    samples: int
-
-
-class TrainOrder:
-    """The batches of an epoch, decided by seed and epoch alone; each process sees its part of every batch.
-
-    Args:
-        utterances: of the split.
-        config: batch size, crop, and how batches are drawn.
-        classes: of each utterance, where sampling is balanced.
-        skip: batches to leave out at the beginning.
-    """
-
-    def __init__(
-        self,
-        utterances: Sequence[Utterance],
-        config: DataConfig,
-        classes: Sequence[str] | None,
-        seed: int,
-        epoch: int,
-        skip: int = 0,
-    ):
-        self._utterances, self._config, self._classes = utterances, config, classes
-        self._seed, self._epoch, self._skip = seed, epoch, skip
-
-    def __iter__(self) -> Iterator[tuple[list[Draw], int]]:
-        """Draws of this process, and how many the whole batch has."""
-        rank, world = distributed.rank(), distributed.world()
-        for batch in islice(self._batches(), self._skip, None):
-            yield [self._draw(place, index) for place, index in batch[rank::world]], len(batch)
-
-    def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        """Batches of (place in the epoch, index of the utterance)."""
-        rng = random.Random(stable_hash(f"{self._seed}:{self._epoch}"))
-        if self._config.bucketed:
-            batches = _bucketed([samples_of(u) for u in self._utterances], self._config)
-            rng.shuffle(batches)
-        else:
-            order = self._order(rng)
-            size = self._config.batch_size
-            batches = [order[low : low + size] for low in range(0, len(order), size)]
-        place = 0
-        for batch in batches:
-            yield [(place + offset, index) for offset, index in enumerate(batch)]
-            place += len(batch)
-
-    def _order(self, rng: random.Random) -> list[int]:
-        count = len(self._utterances)
-        if self._classes is None:
-            return rng.sample(range(count), count)
-        # With replacement, each class as likely as the others.
-        members: dict[str, list[int]] = {}
-        for index, name in enumerate(self._classes):
-            members.setdefault(name, []).append(index)
-        names = sorted(members)
-        return [rng.choice(members[rng.choice(names)]) for _ in range(count)]
-
-    def _draw(self, place: int, index: int) -> Draw:
-        utterance = self._utterances[index]
-        total = samples_of(utterance)
-        crop = (utterance.custom or {}).get("crop_seconds", self._config.crop_seconds)
-        samples = total if crop is None else min(total, round(crop * SAMPLE_RATE))
-        offset = stable_hash(f"{self._seed}:{self._epoch}:{place}:{utterance.id}") % (total - samples + 1)
-        return Draw(utterance, utterance.start + offset / SAMPLE_RATE, samples)
-
-
-class EvalOrder:
-    """The batches of an evaluation, by length; each process has its part of the utterances, whole."""
-
-    def __init__(self, utterances: Sequence[Utterance], config: DataConfig):
-        self._utterances, self._config = utterances, config
-
-    def __iter__(self) -> Iterator[tuple[list[Draw], int]]:
-        size = self._config.eval_batch_size or self._config.batch_size
-        ordered = sorted(self._utterances, key=lambda u: (samples_of(u), u.id))[
-            distributed.rank() :: distributed.world()
-        ]
-        for low in range(0, len(ordered), size):
-            batch = [self._draw(utterance) for utterance in ordered[low : low + size]]
-            yield batch, len(batch)
-
-    def _draw(self, utterance: Utterance) -> Draw:
-        total = samples_of(utterance)
-        crop = self._config.eval_crop_seconds
-        samples = total if crop is None else min(total, round(crop * SAMPLE_RATE))
-        return Draw(utterance, utterance.start + (total - samples) // 2 / SAMPLE_RATE, samples)
+_AHEAD = 2  # batches whose states are read before they are asked for
 
 
 class Waves:
@@ -194,22 +113,38 @@ def _source(utterance: Utterance) -> str | BinaryIO:
     return open_audio(utterance.audio)
 
 
-def make_loader(order: Any, task: Task | None, waves: Waves, config: DataConfig) -> DataLoader[LabelledBatch]:
-    """Decode the batches of ``order``, in that order.
+class States(Protocol):
+    """Hidden states that are known, and a way to compute others."""
+
+    @property
+    def resident(self) -> bool: ...  # known ones are on the device
+    def __contains__(self, draw: Draw) -> bool: ...
+    def __bool__(self) -> bool: ...
+    def load(self, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]: ...  # of known draws; may wait for files
+    def compute(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]: ...  # on the device
+
+
+def make_loader(
+    order: Any, task: Task | None, waves: Waves, config: DataConfig, kept: States | None = None
+) -> Iterable[LabelledBatch]:
+    """Prepare the batches of ``order``, in that order.
 
     Args:
         task: whose targets go with the utterances; None: no targets.
         waves: where waveforms come from; those in memory need no processes.
+        kept: hidden states; a batch of which some are known gets them, and those of its other utterances.
     """
-    if waves.kept:
-        workers = 0
-    else:
-        workers = worker_count(config.num_workers)
+    if kept:
+        return _Served(order, task, waves, config, kept)
+    return _decoding(order, task, waves, config)
+
+
+def _decoding(order: Any, task: Task | None, waves: Waves, config: DataConfig) -> DataLoader[LabelledBatch]:
     return DataLoader(
         _Batcher(task, waves),
         batch_size=None,
         sampler=order,
-        num_workers=workers,
+        num_workers=0 if waves.kept else worker_count(config.num_workers),
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # an own one, so that drawing from the global one is not disturbed
@@ -222,33 +157,127 @@ class _Batcher(Dataset[LabelledBatch]):
 
     def __getitem__(self, item: tuple[list[Draw], int]) -> LabelledBatch:
         draws, whole = item
-        waves: list[torch.Tensor] = []
-        kept: list[Utterance] = []
-        dropped: list[str] = []
-        for draw in draws:
-            try:
-                waves.append(self._waves.get(draw))
-                kept.append(draw.utterance)
-            except (audio.AudioError, OSError) as error:
-                dropped.append(f"{draw.utterance.id}: {error}")
-        return LabelledBatch(
-            wave=pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0),
-            lengths=torch.tensor([len(wave) for wave in waves], dtype=torch.int64),
-            ids=[utterance.id for utterance in kept],
-            dropped=dropped,
-            utterances=kept,
-            targets=[self._task.target(utterance) for utterance in kept] if self._task else [],
-            share=len(kept) * distributed.world() / max(whole - len(dropped), 1),
-        )
+        waves, dropped = _decode(enumerate(draws), self._waves)
+        wave, lengths = _padded(waves.values())
+        return _labelled([draws[row].utterance for row in waves], dropped, whole, self._task, wave, lengths)
 
 
-def _bucketed(lengths: list[int], config: DataConfig) -> list[list[int]]:
-    """Batches of similar length, longest first; half as many utterances where the longest is long, as in s3prl."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    batches = []
-    while order:
-        long = lengths[order[0]] > config.long_seconds * SAMPLE_RATE
-        size = max(1, config.batch_size // 2) if long else config.batch_size
-        batches.append(order[:size])
-        order = order[size:]
-    return batches
+def _decode(draws: Iterable[tuple[int, Draw]], waves: Waves) -> tuple[dict[int, Tensor], list[str]]:
+    """Waveforms of numbered draws, and why others have none."""
+    decoded: dict[int, Tensor] = {}
+    dropped: list[str] = []
+    for row, draw in draws:
+        try:
+            decoded[row] = waves.get(draw)
+        except (audio.AudioError, OSError) as error:
+            dropped.append(f"{draw.utterance.id}: {error}")
+    return decoded, dropped
+
+
+def _padded(waves: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    waves = list(waves)
+    lengths = torch.tensor([len(wave) for wave in waves], dtype=torch.int64)
+    return pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0), lengths
+
+
+def _labelled(
+    utterances: list[Utterance], dropped: list[str], whole: int, task: Task | None, wave: Tensor, lengths: Tensor
+) -> LabelledBatch:
+    return LabelledBatch(
+        wave=wave,
+        lengths=lengths,
+        ids=[utterance.id for utterance in utterances],
+        dropped=dropped,
+        utterances=utterances,
+        targets=[task.target(utterance) for utterance in utterances] if task else [],
+        share=len(utterances) * distributed.world() / max(whole - len(dropped), 1),
+    )
+
+
+class _Prepared(NamedTuple):
+    """A batch before the upstream has heard what is not known of it; by row, waveforms and what is known."""
+
+    batch: LabelledBatch
+    waves: dict[int, Tensor]
+    known: dict[int, Draw]
+    states: tuple[Tensor, Tensor] | None
+
+
+class _Served:
+    """Batches with hidden states. Files are read ahead in threads; the upstream hears the rest when its turn comes."""
+
+    def __init__(self, order: Any, task: Task | None, waves: Waves, config: DataConfig, kept: States):
+        self._order, self._task, self._waves, self._kept = order, task, waves, kept
+        # Batches of which nothing is known are those of a run that keeps nothing, worker processes included.
+        self._plain = _decoding(_Filtered(order, lambda draws: not self._serves(draws)), task, waves, config)
+
+    def __iter__(self) -> Iterator[LabelledBatch]:
+        plain: Iterator[LabelledBatch] | None = None
+        ahead: deque[Future[_Prepared] | None] = deque()
+        items = iter(self._order)
+        with ThreadPoolExecutor(_AHEAD) as pool:
+            while True:
+                for draws, whole in islice(items, _AHEAD + 1 - len(ahead)):
+                    ahead.append(pool.submit(self._prepare, draws, whole) if self._serves(draws) else None)
+                if not ahead:
+                    return
+                future = ahead.popleft()
+                if future is not None:
+                    yield self._finish(future.result())
+                else:
+                    plain = plain or iter(self._plain)
+                    yield next(plain)
+
+    def _serves(self, draws: list[Draw]) -> bool:
+        return not draws or any(draw in self._kept for draw in draws)
+
+    def _prepare(self, draws: list[Draw], whole: int) -> _Prepared:
+        unknown = ((row, draw) for row, draw in enumerate(draws) if draw not in self._kept)
+        waves, dropped = _decode(unknown, self._waves)
+        heard = [row for row, draw in enumerate(draws) if draw in self._kept or row in waves]
+        lengths = torch.tensor([len(waves[row]) if row in waves else draws[row].samples for row in heard]).long()
+        utterances = [draws[row].utterance for row in heard]
+        batch = _labelled(utterances, dropped, whole, self._task, torch.zeros(0, 0), lengths)
+        new = {number: waves[row] for number, row in enumerate(heard) if row in waves}
+        known = {number: draws[row] for number, row in enumerate(heard) if row not in waves}
+        # What is on the device already is left to the thread that computes there.
+        read = known and not self._kept.resident
+        return _Prepared(batch, new, known, self._kept.load([*known.values()]) if read else None)
+
+    def _finish(self, prepared: _Prepared) -> LabelledBatch:
+        batch, waves, known, states = prepared
+        parts: list[tuple[list[int], Tensor, Tensor]] = []
+        if known:
+            parts.append(([*known], *(states or self._kept.load([*known.values()]))))
+        if waves:
+            parts.append(([*waves], *self._kept.compute(*_padded(waves.values()))))
+        if not parts:
+            return batch
+        joined, frames = _joined(parts)
+        return replace(batch, states=joined, frames=frames)
+
+
+def _joined(parts: Sequence[tuple[list[int], Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """States (L, B, T, D) and frames (B,) of all rows from those of some each, on the device of the last."""
+    _, last, frames = parts[-1]
+    if len(parts) == 1:
+        return last, frames
+    count = sum(len(rows) for rows, _, _ in parts)
+    most = max(states.shape[2] for _, states, _ in parts)
+    dtype = torch.promote_types(parts[0][1].dtype, last.dtype)
+    joined = torch.zeros(len(last), count, most, last.shape[-1], dtype=dtype, device=last.device)
+    lengths = torch.zeros(count, dtype=torch.int64)
+    for rows, states, frames in parts:
+        joined[:, rows, : states.shape[2]] = states.to(last.device, dtype, non_blocking=True)
+        lengths[rows] = frames
+    return joined, lengths
+
+
+class _Filtered:
+    """The items of an order whose draws fulfil a condition."""
+
+    def __init__(self, order: Any, condition: Callable[[list[Draw]], bool]):
+        self._order, self._condition = order, condition
+
+    def __iter__(self) -> Iterator[tuple[list[Draw], int]]:
+        return (item for item in self._order if self._condition(item[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Upstream(nn.Module):
     def __init__(self, expert: Any, config: UpstreamConfig, name: str):
         super().__init__()
         self.expert: Any = expert
+        self._class = f"{type(expert).__module__}.{type(expert).__qualname__}"
         self.config = config
         self.name = name
         self.fingerprint = _fingerprint(expert, name)
@@ -94,6 +96,17 @@ class Upstream(nn.Module):
     def neural(self) -> bool:
         """Whether it has weights; a baseline such as fbank has none, and needs float32 throughout."""
         return next(self.parameters(), None) is not None
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides what is handed out beside the waveforms and the precision, of JSON's types."""
+        return {
+            "weights": self.fingerprint,
+            "class": self._class if self.twin is None else asdict(self.twin.config),
+            "feature": self.config.feature,
+            "layers": self.layers,
+            "width": self.width,
+            "downsample_rate": self.downsample_rate,
+        }
 
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         """Hidden states of some utterances.
