@@ -225,7 +225,7 @@ class _Served:
                 if future is not None:
                     yield self._finish(future.result())
                 else:
-                    plain = plain or iter(self._plain)
+                    plain = iter(self._plain) if plain is None else plain
                     yield next(plain)
 
     def _serves(self, draws: list[Draw]) -> bool:

@@ -72,9 +72,9 @@ def fill(store: FeatureStore, ear: Ear, draws: Sequence[Draw], names: dict[Stret
 
 
 def _estimate(ear: Ear, samples: int) -> int:
-    """Bytes, rounded up."""
+    """Bytes of a file, rounded up."""
     frames = 1 if ear.pooled else samples // ear.upstream.downsample_rate + 1
-    return ear.upstream.n_layers * ear.upstream.width * frames * ear.dtype.itemsize
+    return ear.upstream.n_layers * ear.upstream.width * frames * ear.dtype.itemsize + 256  # of a shard's header
 
 
 def _compute(store: FeatureStore, ear: Ear, draws: Sequence[Draw], missing: dict[Stretch, str], waves: Waves) -> None:
@@ -83,7 +83,7 @@ def _compute(store: FeatureStore, ear: Ear, draws: Sequence[Draw], missing: dict
     seconds = sum(stretch.samples for stretch in missing) / SAMPLE_RATE
     log.info("Computing hidden states of %d utterances (%.2f h)", len(missing), seconds / 3600)
     started, left_out = time.monotonic(), 0
-    with tqdm(total=round(seconds), desc="computing features", unit="s") as bar:
+    with tqdm(total=len(missing), desc="computing features", unit="utterance") as bar:
         try:
             for heard, wave in _decoded([batch for batch in batches if batch], waves):
                 for draw, state in zip(heard, _states(ear, wave), strict=True):
@@ -92,7 +92,7 @@ def _compute(store: FeatureStore, ear: Ear, draws: Sequence[Draw], missing: dict
                     else:
                         store.add(missing[draw.stretch], state)
                 store.flush()
-                bar.update(round(sum(draw.samples for draw in heard) / SAMPLE_RATE))
+                bar.update(len(heard))
         except KeyboardInterrupt:
             store.flush(0)
             raise
