@@ -173,6 +173,11 @@ def _label(figure: Any, axes: Any, dots: Sequence[Dot]) -> None:
     points = [axes.transData.transform((dot.parameters / 1e6, dot.score)) for dot in dots]
     scale = figure.dpi / 72
     taken = [_box(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in points]
+    for dot in dots:
+        ends = [(dot.parameters / 1e6, end) for end in (dot.low, dot.high) if end is not None]
+        if len(ends) == 2:
+            (x, bottom), (_, top) = axes.transData.transform(ends)
+            taken.append(_box(x - 2 * scale, bottom, x + 2 * scale, top))
     legend = axes.get_legend()
     if legend is not None:
         bounds = legend.get_window_extent(renderer)
@@ -277,5 +282,5 @@ def _svg(figure: Any, title: str) -> str:
     wide, high = (float(number) for number in view.groups())
     return (
         f'<svg class="chart" viewBox="0 0 {wide:g} {high:g}" style="max-width: {wide * 1.3:.0f}px; '
-        f'min-width: {min(wide, 520):.0f}px" role="img" aria-label="{name}"><title>{name}</title>{text.strip()}\n'
+        f'min-width: {min(0.86 * wide, 480):.0f}px" role="img" aria-label="{name}"><title>{name}</title>{text.strip()}\n'
     )
