@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_distiller.audio import SAMPLE_RATE
 from s3prl_distiller.data.utterance import Utterance
 
-from ..heads.ctc import RecurrentHead
+from ..heads.ctc import RecurrentHead, ctc_loss
 from ..heads.specaugment import SpecAugmentConfig, spec_augment
 from .symbols import ALPHABETS, Symbols, normalise
 from .task import Splits, Task, TaskConfig, custom
@@ -133,15 +132,7 @@ class CTCTask(Task):
         self, head: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """CTC per token of each target, averaged over targets, as torch's "mean"; zero where a target does not fit."""
-        log_probs = self._log_probs(head, features, lengths)
-        loss = F.ctc_loss(
-            log_probs.transpose(0, 1),
-            torch.cat(list(targets)).to(log_probs.device),
-            lengths,
-            torch.tensor([len(target) for target in targets]),
-            blank=self.symbols.blank,
-            zero_infinity=True,
-        )
+        loss = ctc_loss(self._log_probs(head, features, lengths), lengths, targets, self.symbols.blank)
         too_long = sum(
             frames_needed(target.tolist()) > length for target, length in zip(targets, lengths.tolist(), strict=True)
         )

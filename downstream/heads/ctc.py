@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from .lstm import LSTM
+from .stacked import at_once, is_stacked
 
 
 class RecurrentHead(nn.Module):
@@ -24,8 +31,7 @@ class RecurrentHead(nn.Module):
         self.projector = nn.Linear(width, project)
         # One by one: an LSTM of several layers has no dropout after its last one, s3prl's head has.
         self.rnns = nn.ModuleList(
-            nn.LSTM(project if index == 0 else 2 * hidden, hidden, bidirectional=True, batch_first=True)
-            for index in range(layers)
+            LSTM(project if index == 0 else 2 * hidden, hidden, bidirectional=True) for index in range(layers)
         )
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(2 * hidden if layers else project, classes)
@@ -38,9 +44,7 @@ class RecurrentHead(nn.Module):
         """
         hidden = self.projector(features)
         for rnn in self.rnns:
-            packed = pack_padded_sequence(hidden, lengths, batch_first=True, enforce_sorted=False)
-            hidden, _ = pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=features.shape[1])
-            hidden = self.dropout(hidden)
+            hidden = self.dropout(rnn(hidden, lengths))
         return self.linear(hidden)
 
 
@@ -61,3 +65,33 @@ class LinearHead(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, width) to logits (B, T, classes); ``lengths`` do not matter."""
         return self.linear(self.projector(features))
+
+
+def ctc_loss(log_probs: Tensor, lengths: Tensor, targets: Sequence[Tensor], blank: int) -> Tensor:
+    """CTC per token of each target, averaged over targets, as torch's "mean"; zero where a target does not fit.
+
+    Args:
+        log_probs: (B, T, C).
+        lengths: (B,) frames of each, on the CPU.
+        targets: (U,) classes of each.
+        blank: the class of no token.
+    """
+    loss = partial(_ctc_loss, lengths, targets, blank)
+    return at_once(loss, log_probs) if is_stacked() else loss(log_probs[None])[0]
+
+
+def _ctc_loss(lengths: Tensor, targets: Sequence[Tensor], blank: int, log_probs: Tensor) -> Tensor:
+    """The loss of each of K heads, (K,), from (K, B, T, C): one batch of K * B utterances."""
+    heads = len(log_probs)
+    sizes = torch.tensor([len(target) for target in targets])
+    tokens = torch.cat(list(targets)).to(log_probs.device)
+    losses = F.ctc_loss(
+        log_probs.flatten(0, 1).transpose(0, 1),
+        tokens.repeat(heads),
+        lengths.repeat(heads),
+        sizes.repeat(heads),
+        blank=blank,
+        reduction="none",
+        zero_infinity=True,
+    )
+    return (losses.view(heads, -1) / sizes.clamp(min=1).to(losses.device)).mean(1)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .lstm import LSTM
+
 MOST_SPEAKERS = 6
 """All orders of the speakers are tried, and there are 720 of six."""
 
@@ -22,14 +24,14 @@ class DiarizationHead(nn.Module):
 
     def __init__(self, width: int, speakers: int, hidden_size: int = 512, layers: int = 1):
         super().__init__()
-        self.rnn = nn.LSTM(width, hidden_size, num_layers=layers, batch_first=True) if layers else None
+        self.rnn = LSTM(width, hidden_size, layers) if layers else None
         self.linear = nn.Linear(hidden_size if layers else width, speakers)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, T, D) to logits (B, T, speakers). A frame depends on those before it only."""
         hidden = features.float()
         if self.rnn is not None:
-            hidden, _ = self.rnn(hidden)
+            hidden = self.rnn(hidden)
         return self.linear(hidden).float()
 
 
