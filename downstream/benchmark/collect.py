@@ -86,6 +86,7 @@ class Cell:
     layer: int | None = None
     grids: list[Grid] = field(default_factory=list)
     utterances: int | None = None
+    left_out: int = 0
     notes: list[str] = field(default_factory=list)
     features: str | None = None
     seconds: float | None = None
@@ -225,6 +226,7 @@ def _measured(found: dict[str, Any], folder: Path) -> Cell:
         layer=int(state["layer"]) if isinstance(state.get("layer"), int) else None,
         grids=grids,
         utterances=None if found.get("utterances") is None else int(found["utterances"]),
+        left_out=sum(int(count) for one in [found, *folds] for count in (one.get("left_out") or {}).values()),
         notes=[str(note) for note in found.get("notes") or []],
         features=None if found.get("features") is None else str(found["features"]),
         seconds=_number(found.get("seconds")),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
@@ -71,11 +73,14 @@ def _chosen(task: str, cell: Cell) -> str:
 def _tried(members: list[Member], chosen: bool) -> Shown:
     if not members:
         return Shown("–", hole=True)
-    values = [member.best for member in members if member.best is not None and not member.diverged]
+    values = [member.best for member in members if member.best is not None]
     lost = sum(member.diverged for member in members)
     if not values:
         return Shown("diverged" if lost else "none", best=chosen, hole=True)
-    tag = f"{lost} of {len(members)} diverged" if lost else f"{len(members)} seeds" if len(members) > 1 else ""
+    tag = f"{len(members)} seeds" if len(members) > 1 else ""
+    if lost:
+        # Its best figure is from before.
+        tag = "diverged" if len(members) == 1 else f"{lost} of {len(members)} diverged"
     spread = f"{min(values):.2f} to {max(values):.2f}" if len(values) > 1 else ""
     return Shown(f"{sum(values) / len(values):.2f}", spread, tag, best=chosen)
 
@@ -93,7 +98,7 @@ def _edge(grid: Grid) -> str:
 
 
 def _mean(grid: Grid, one: float) -> float | None:
-    values = [m.best for m in grid.members if m.rate == one and m.best is not None and not m.diverged]
+    values = [member.best for member in grid.members if member.rate == one and member.best is not None]
     return sum(values) / len(values) if values else None
 
 
@@ -131,6 +136,15 @@ def protocols(benchmark: Benchmark) -> list[TaskProtocol]:
     return found
 
 
+def head(task: str, cell: Cell) -> str:
+    """What is trained, with the sizes that the run states, SUPERB's own where it states none."""
+    text = TASKS[task].head
+    for key, usual in re.findall(r"\{(\w+)=(\d+)\}", text):
+        size = cell.setting(f"task.{key}")
+        text = text.replace(f"{{{key}={usual}}}", usual if size is None else str(size))
+    return text
+
+
 def _columns(task: str, cell: Cell, done: list[Cell]) -> list[str]:
     trained = task != "qbe"
     say = cell.setting
@@ -155,7 +169,7 @@ def _columns(task: str, cell: Cell, done: list[Cell]) -> list[str]:
     return [
         stated("runner.total_steps") if trained else "none",
         batch if trained else "–",
-        TASKS[task].head,
+        head(task, cell),
         stated("optimizer.name") if trained else "–",
         ("none" if crops is None else f"{crops} s in training") if cell.settings else "not stated",
         feature,
@@ -168,7 +182,10 @@ def _columns(task: str, cell: Cell, done: list[Cell]) -> list[str]:
 def _hashes(found: object) -> str:
     if not isinstance(found, dict):
         return "not stated"
-    return " · ".join(f"{split} {one[:8] if isinstance(one, str) else 'by fold'}" for split, one in found.items())
+    if len(found) > 4:
+        whole = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        return f"{len(found)} splits, together {whole[:8]}"
+    return " · ".join(f"{split} {str(one)[:8]}" for split, one in found.items())
 
 
 def commands(benchmark: Benchmark) -> list[str]:
@@ -176,8 +193,15 @@ def commands(benchmark: Benchmark) -> list[str]:
     given = benchmark.about.get("command")
     if isinstance(given, str):
         return [given]
-    words = ["python", "run_downstream.py", "-d", "superb"]
-    for upstream in benchmark.upstreams:
-        words += ["-u", upstream.name, *(["-k", upstream.ckpt] if upstream.ckpt else [])]
-    words += ["--data", benchmark.data, "-n", benchmark.folder.resolve().name]
-    return [shlex.join(words)]
+    base = ["python", "run_downstream.py", "-d", "superb", "-n", benchmark.folder.resolve().name]
+    base += ["--tier", benchmark.tier, "--data", *benchmark.data.split()]
+    if len(benchmark.tasks) < len(TASKS):
+        base += ["--tasks", ",".join(benchmark.tasks)]
+    plain = [one for one in benchmark.upstreams if not one.ckpt]
+    lines = [[word for one in plain for word in ("-u", f"{one.label}={one.name}")]] if plain else []
+    # -k goes with one upstream.
+    lines += [["-u", f"{one.label}={one.name}", "-k", one.ckpt] for one in benchmark.upstreams if one.ckpt]
+    teacher = benchmark.of_role("teacher")
+    if lines and teacher is not None:
+        lines[-1] += ["--teacher", teacher.label]
+    return [shlex.join(base + line) for line in lines]

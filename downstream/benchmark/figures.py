@@ -30,7 +30,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class BenchmarkTask:
-    """A task: what it is called, what is trained, and the figures that stand for it."""
+    """A task: what it is called, what is trained (``{key=usual}``: a size in section ``task``), and its figures."""
 
     name: str
     title: str
@@ -38,14 +38,17 @@ class BenchmarkTask:
     figures: tuple[Figure, ...]
 
 
-_MEAN = "Linear 256, mean over time, Linear; cross-entropy"
-_BLSTM = "Linear 1024, 2 BLSTM of 1024, Linear; CTC"
+_MEAN = "Linear {projector_dim=256}, mean over time, Linear; cross-entropy"
+_BLSTM = "Linear {project_dim=1024}, {layers=2} BLSTM of {hidden=1024}, Linear; CTC"
 
 TASKS: dict[str, BenchmarkTask] = {
     task.name: task
     for task in (
         BenchmarkTask(
-            "pr", "Phoneme recognition", "Linear 256, Linear; CTC", (Figure("per", "PER", "%", False, "pr_per"),)
+            "pr",
+            "Phoneme recognition",
+            "Linear {project_dim=256}, Linear; CTC",
+            (Figure("per", "PER", "%", False, "pr_per"),),
         ),
         BenchmarkTask("asr", "Speech recognition", _BLSTM, (Figure("wer", "WER", "%", False, "asr_wer"),)),
         BenchmarkTask("ks", "Keyword spotting", _MEAN, (Figure("acc", "accuracy", "%", True, "ks_acc"),)),
@@ -65,7 +68,7 @@ TASKS: dict[str, BenchmarkTask] = {
         BenchmarkTask(
             "sd",
             "Speaker diarization",
-            "LSTM 512, Linear; permutation-invariant cross-entropy",
+            "{rnn_layers=1} LSTM of {hidden_size=512}, Linear; permutation-invariant cross-entropy",
             (Figure("der", "DER", "%", False, "sd_der"),),
         ),
         BenchmarkTask(

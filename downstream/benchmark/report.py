@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,7 +74,7 @@ def _content(benchmark: Benchmark) -> dict[str, Any]:
             "Machine": machine or "not stated",
             "Versions": ", ".join(f"{name} {version}" for name, version in dict(versions).items()) or "not stated",
         },
-        "meaning": meaning(benchmark.tier),
+        "meaning": meaning(benchmark.tier, tables.deviations(benchmark)),
         "cards": _cards(benchmark, retention),
         "benchmark": benchmark,
         "columns": tables.columns(benchmark),
@@ -104,20 +105,31 @@ def _content(benchmark: Benchmark) -> dict[str, Any]:
     }
 
 
-def meaning(tier: str) -> str:
-    """What the figures are and are not."""
+def meaning(tier: str, deviations: Sequence[str]) -> str:
+    """What the figures are and are not.
+
+    Args:
+        deviations: in what runs of the official tier are not by SUPERB's protocol.
+    """
+    if tier == "superb" and deviations:
+        return (
+            "These are not SUPERB's figures: the tier is SUPERB's, but what was run is not its protocol. "
+            f"{'; '.join(deviations)}. Rows may be compared with each other where their protocol is the same, and with "
+            "no published figure of these tasks."
+        )
     if tier == "superb":
         return (
             "Figures by SUPERB's protocol: its corpora, heads, steps and metrics, with the upstream frozen. They may "
             "be set beside published ones as far as the protocol at the end of this page is theirs; published figures "
             "come without intervals."
         )
-    other = "These are not SUPERB's figures. " if tier == "mini" else "No official tier is stated. "
-    return other + (
-        "The tasks, heads, losses and metrics are SUPERB's, but the corpora are others, hundreds of times smaller, and "
-        "training is far shorter. What can be read here is how upstreams compare that were trained and judged alike on "
-        "the same data: a cheap proxy while a student is being developed. No figure here may be set beside a "
-        "published one."
+    start = "These are not SUPERB's figures. "
+    if tier != "mini":
+        start += f"The tier “{tier}” has settings of its own. "
+    return start + (
+        "The tasks, losses and metrics are SUPERB's, but corpora are others, far smaller, and training is shorter. "
+        "What can be read here is how upstreams compare that were trained and judged alike on the same data: a cheap "
+        "proxy while a student is being developed. No figure here may be set beside a published one."
     )
 
 

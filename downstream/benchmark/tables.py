@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from . import published, scores
 from .collect import Benchmark, Cost, Upstream, Value
 from .figures import TASKS, Figure
+from .official import deviation
 from .protocol import UNSTATED, Grouping, group
 
 MINUS = "−"
@@ -223,10 +224,22 @@ def measured_score(benchmark: Benchmark, upstream: Upstream) -> scores.Score:
         cell = upstream.cells.get(name)
         if cell is None or cell.hole is not None or len(cell.values) < len(task.figures):
             return scores.Score(None, reason=f"not computed: no figure of {name}")
-        if (cell.protocol or {}).get("tier") != "superb":
-            return scores.Score(None, reason=f"not comparable: {name} was not run by SUPERB's protocol")
+        if differs := deviation(name, cell):
+            return scores.Score(None, reason=f"not comparable: not SUPERB's protocol in {name} ({differs})")
         values |= {figure.published: cell.values[figure.name] for figure in task.figures}
     return scores.measured_superb_s(values)
+
+
+def deviations(benchmark: Benchmark) -> list[str]:
+    """What of the runs of the official tier is not SUPERB's: a sentence for each task, nothing for other tiers."""
+    if benchmark.tier != "superb":
+        return []
+    found: dict[str, str] = {}
+    for upstream in benchmark.upstreams:
+        for task, cell in upstream.cells.items():
+            if cell.hole is None and (differs := deviation(task, cell)):
+                found.setdefault(task, f"{task}: {differs}")
+    return list(found.values())
 
 
 def retention(benchmark: Benchmark) -> dict[str, tuple[dict[str, scores.Score], scores.Score]]:

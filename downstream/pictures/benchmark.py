@@ -282,5 +282,6 @@ def _svg(figure: Any, title: str) -> str:
     wide, high = (float(number) for number in view.groups())
     return (
         f'<svg class="chart" viewBox="0 0 {wide:g} {high:g}" style="max-width: {wide * 1.3:.0f}px; '
-        f'min-width: {min(0.86 * wide, 480):.0f}px" role="img" aria-label="{name}"><title>{name}</title>{text.strip()}\n'
+        f'min-width: {min(0.86 * wide, 480):.0f}px" role="img" aria-label="{name}">'
+        f"<title>{name}</title>{text.strip()}\n"
     )
