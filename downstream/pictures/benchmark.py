@@ -52,7 +52,8 @@ def layers(shares: Mapping[str, Sequence[float]], marked: Mapping[str, int], tit
                     axes.add_patch(
                         Rectangle((layer - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=_INK, lw=1.2)
                     )
-                axes.text(layer, row, f"{100 * share:.0f}", ha="center", va="center_baseline", fontsize=8)
+                text = axes.text(layer, row, f"{100 * share:.0f}", ha="center", va="center_baseline", fontsize=8)
+                text.set_in_layout(False)  # it is within the axes; to measure hundreds takes seconds
             if task in marked and task not in shares:
                 axes.plot(range(count), [row] * count, color=_INK, alpha=0.25, lw=0.8)
                 axes.plot(marked[task], row, "o", color=_COLOURS[1], markersize=7)
@@ -189,25 +190,20 @@ def _label(figure: Any, axes: Any, dots: Sequence[Dot]) -> None:
         x, y = points[index]
         best: tuple[float, Any, tuple[float, float], str] | None = None
         sides = (1, -1) if x >= middle else (-1, 1)
+        text = axes.annotate(dots[index].name, (0, 0), fontsize=9)
+        extent = text.get_window_extent(renderer)
+        text.remove()
+        wide, high = extent.width + 4, extent.height + 2
         for side in sides:
             for up in _SPREAD:
                 shift = (side * (9 if abs(up) <= 10 else 16), up)
-                text = axes.annotate(
-                    dots[index].name,
-                    (dots[index].parameters / 1e6, dots[index].score),
-                    xytext=shift,
-                    textcoords="offset points",
-                    ha="left" if side > 0 else "right",
-                    va="center",
-                    fontsize=9,
-                )
-                found = text.get_window_extent(renderer)
-                box = _box(found.x0 - 2, found.y0 - 1, found.x1 + 2, found.y1 + 1)
+                left = x + shift[0] * scale - (2 if side > 0 else wide - 2)
+                bottom = y + up * scale - high / 2
+                box = _box(left, bottom, left + wide, bottom + high)
                 outside = max(0.0, frame.x0 - box[0]) + max(0.0, box[2] - frame.x1)
                 outside += max(0.0, frame.y0 - box[1]) + max(0.0, box[3] - frame.y1)
                 bad = sum(_overlap(box, other) for other in taken) + 100 * outside
                 cost = bad + 0.1 * abs(up) + (4 if side != sides[0] else 0)
-                text.remove()
                 if best is None or cost < best[0]:
                     best = (cost, box, shift, "left" if side > 0 else "right")
         assert best is not None, "there are places to try"
