@@ -1,7 +1,7 @@
 """An LSTM that is nn.LSTM when its head is alone, and one recurrence of all heads when several are trained together.
 
-cuDNN runs one LSTM at a time, and a step of one is far too small for a GPU. The LSTMs of K heads, and the two directions
-of each, are therefore groups of one batched product a step, with one fused kernel for all their cells.
+cuDNN runs one LSTM at a time, and a step of one is far too small for a GPU. The LSTMs of K heads, and the directions of
+each, are therefore groups of one batched product a step, with one fused kernel for all their cells.
 """
 
 from __future__ import annotations

@@ -48,45 +48,74 @@ class SpecAugmentConfig:
 
 
 def spec_augment(features: Tensor, lengths: Tensor, config: SpecAugmentConfig) -> Tensor:
-    """(B, T, D) features with parts removed; zeros stay after an utterance's end.
+    """Features with parts removed; zeros stay after an utterance's end.
 
     Everything is drawn from torch's generator on the CPU, so that a resumed run draws the same on any device.
 
     Args:
-        features: (B, T, D).
+        features: (..., B, T, D); what is drawn is the same for all leading dimensions.
         lengths: (B,) frames of each, on the CPU.
     """
+    batch, frames, width = features.shape[-3:]
     if config.apply_time_warp:
-        features = torch.stack(
-            [
-                _warp(row, length, config.time_warp_window)
-                for row, length in zip(features, lengths.tolist(), strict=True)
-            ]
-        )
+        features = _interpolate(features, *_warp(lengths, frames, config.time_warp_window))
+    removed = torch.zeros(batch, 1, 1, dtype=torch.bool)
     if config.apply_freq_mask and config.num_freq_mask:
-        mask = _mask(len(features), features.shape[2], config.freq_mask_width_range, config.num_freq_mask)
-        features = features.masked_fill(mask[:, None, :].to(features.device), 0.0)
+        removed = removed | _mask(batch, width, config.freq_mask_width_range, config.num_freq_mask)[:, None, :]
     if config.apply_time_mask and config.num_time_mask:
-        mask = _mask(len(features), int(lengths.max()), config.time_mask_width_range, config.num_time_mask)
-        mask = F.pad(mask, (0, features.shape[1] - mask.shape[1]))
-        features = features.masked_fill(mask[:, :, None].to(features.device), 0.0)
-    return features
+        mask = _mask(batch, int(lengths.max()), config.time_mask_width_range, config.num_time_mask)
+        removed = removed | F.pad(mask, (0, frames - mask.shape[1]))[:, :, None]
+    return features.masked_fill(removed.to(features.device), 0.0)
 
 
-def _warp(row: Tensor, length: int, window: int) -> Tensor:
-    """(T, D): a random frame moves, what is before and after it is stretched."""
-    if length - window <= window:
-        return row
-    center = int(torch.randint(window, length - window, (1,)))
-    warped = int(torch.randint(center - window, center + window, (1,))) + 1
-    left = _stretch(row[:center], warped)
-    right = _stretch(row[center:length], length - warped)
-    return torch.cat([left, right, row[length:]])
+def _warp(lengths: Tensor, frames: int, window: int) -> tuple[Tensor, Tensor]:
+    """A random frame of each utterance moves; what is before it and what is from it on is stretched, each by itself.
+
+    Returns:
+        The four frames that each frame is made of, (B, T, 4), and their shares: the cubic interpolation that
+        ``F.interpolate`` does as "bicubic".
+    """
+    ends, moved = [], []
+    for length in lengths.tolist():
+        center = warped = length
+        if length - window > window:
+            center = int(torch.randint(window, length - window, (1,)))
+            warped = int(torch.randint(center - window, center + window, (1,))) + 1
+        ends.append([0, center, length, frames])
+        moved.append([0, warped, length, frames])
+    source, target, time = torch.tensor(ends), torch.tensor(moved), torch.arange(frames)
+    part = (time >= target[:, 1:3, None]).sum(1)  # before the frame, from it on, and after the utterance's end
+    low, size = source.gather(1, part), source.diff().gather(1, part)
+    scale = (size / target.diff().gather(1, part)).float()
+    place = _fused(scale, time - target.gather(1, part) + 0.5, -0.5)
+    below = place.floor()
+    at = below.long()[..., None] + torch.arange(-1, 3)
+    return torch.minimum(at.clamp(min=0), size[..., None] - 1) + low[..., None], _cubic(place - below)
 
 
-def _stretch(part: Tensor, frames: int) -> Tensor:
-    size = (frames, part.shape[1])
-    return F.interpolate(part[None, None], size, mode="bicubic", align_corners=False)[0, 0]
+def _cubic(past: Tensor) -> Tensor:
+    """Keys' kernel with a = -0.75: shares (..., 4) of the frames at -1, 0, 1 and 2 of what lies ``past`` 0."""
+    a, near, far = -0.75, torch.stack([past, 1 - past]), torch.stack([past + 1, 1 - past + 1])
+    near = _fused(_fused(near, a + 2, -(a + 3)) * near, near, 1)
+    far = _fused(_fused(_fused(far, a, -5 * a), far, 8 * a), far, -4 * a)
+    return torch.stack([far[0], near[0], near[1], far[1]], -1)
+
+
+def _fused(value: Tensor, factor: Tensor | float, summand: float) -> Tensor:
+    """``value * factor + summand``, rounded once: as a processor does it, and so F.interpolate. It matters: in a
+    float32 a place within an utterance has few digits left after the point."""
+    return (value.double() * factor + summand).float()
+
+
+def _interpolate(features: Tensor, at: Tensor, share: Tensor) -> Tensor:
+    """Sums of frames of (..., B, T, D): those that ``at`` (B, T, 4) names, each times its ``share`` (B, T, 4)."""
+    batch, frames, width = features.shape[-3:]
+    rows = features.reshape(-1, width)
+    first = torch.arange(0, len(rows), frames).view(-1, batch, 1, 1)
+    at, share = (each.flatten(0, 2) for each in torch.broadcast_tensors(at + first, share))
+    # One kernel forward and few backward, where looking up and adding one of the four after another takes dozens.
+    share = share.to(features)
+    return F.embedding_bag(at.to(features.device), rows, mode="sum", per_sample_weights=share).view(features.shape)
 
 
 def _mask(batch: int, size: int, widths: list[int], count: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from s3prl_distiller.downstream.heads.ctc import LinearHead, RecurrentHead
+import torch.nn.functional as F
+from s3prl_distiller.downstream.heads.ctc import LinearHead, RecurrentHead, ctc_loss
 from s3prl_distiller.downstream.heads.specaugment import SpecAugmentConfig, spec_augment
 
 from s3prl_distiller.hub import load_hub
@@ -104,6 +105,51 @@ def test_spec_augment_draws_and_does_what_s3prl_does(seed):
     assert not torch.equal(ours, x)
     ours.sum().backward()
     assert x.grad is not None and x.grad.any()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_time_warp_is_that_of_interpolate_and_so_is_its_gradient(seed):
+    lengths, window = torch.tensor([600, 433, 11, 10, 12]), 5
+    x = torch.randn(5, 620, 16, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    torch.manual_seed(seed)
+    config = SpecAugmentConfig(apply_freq_mask=False, apply_time_mask=False, time_warp_window=window)
+    found = spec_augment(x, lengths, config)
+    torch.manual_seed(seed)
+    rows = []
+    for row, length in zip(x, lengths.tolist(), strict=True):
+        if length > 2 * window:
+            center = int(torch.randint(window, length - window, (1,)))
+            warped = int(torch.randint(center - window, center + window, (1,))) + 1
+            parts = ((row[:center], warped), (row[center:length], length - warped))
+            stretched = [F.interpolate(part[None, None], (size, 16), mode="bicubic")[0, 0] for part, size in parts]
+            row = torch.cat([*stretched, row[length:]])
+        rows.append(row)
+    expected = torch.stack(rows)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert not torch.equal(found, x) and torch.equal(found[3], x[3])
+    of_output = torch.randn(x.shape)
+    ours, theirs = (torch.autograd.grad(output, x, of_output)[0] for output in (found, expected))
+    # F.interpolate rounds a frame's place otherwise on its way back.
+    torch.testing.assert_close(ours, theirs, atol=3e-4, rtol=0)
+
+
+def test_spec_augment_draws_the_same_for_all_heads():
+    x = features(60)
+    torch.manual_seed(3)
+    alone = spec_augment(x, LENGTHS, SpecAugmentConfig())
+    torch.manual_seed(3)
+    heads = spec_augment(torch.stack([x, -x, 2 * x]), LENGTHS, SpecAugmentConfig())
+    assert torch.equal(heads, torch.stack([alone, -alone, 2 * alone])) and alone.any()
+
+
+def test_loss_of_a_head_alone_is_torchs_bit_for_bit():
+    log_probs = torch.randn(3, 50, 9, generator=torch.Generator().manual_seed(2)).log_softmax(-1).requires_grad_()
+    targets = [torch.tensor([1, 1, 3, 5]), torch.tensor([2]), torch.tensor([4] * 6)]  # the last does not fit
+    sizes = torch.tensor([4, 1, 6])
+    found = ctc_loss(log_probs, LENGTHS, targets, 0)
+    expected = F.ctc_loss(log_probs.transpose(0, 1), torch.cat(targets), LENGTHS, sizes, zero_infinity=True)
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(loss, log_probs)[0] for loss in (found, expected)))
 
 
 @pytest.mark.parametrize(
