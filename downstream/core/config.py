@@ -158,6 +158,10 @@ class DownstreamConfig:
         self.data.validate()
         self.features.validate()
         self.search.validate()
+        if self.search.active and self.runner.precision == "float16":
+            raise ValueError(
+                "runner.precision=float16 scales the loss of one head: with search use bfloat16 or float32"
+            )
         if self.upstream.trainable and (self.features.keep or self.search.active):
             raise ValueError("features.keep and search are for a frozen upstream: leave out -f (upstream.trainable)")
 

@@ -36,3 +36,24 @@ class Featurizer(nn.Module):
     def shares(self) -> list[float]:
         """What each layer counts for; they add up to one."""
         return [1.0] if self.weights is None else self.weights.detach().float().softmax(0).tolist()
+
+
+def featurize(featurizers: Sequence[Featurizer], hidden_states: Sequence[Tensor] | Tensor) -> Tensor:
+    """The features of several featurizers of the same hidden states, in one product.
+
+    Args:
+        hidden_states: (B, T, D) for each layer, in a sequence or one tensor.
+
+    Returns:
+        (featurizers, B, T, D).
+    """
+    weights: list[Tensor] = [featurizer.weights for featurizer in featurizers if featurizer.weights is not None]
+    if not weights:
+        return hidden_states[0].expand(len(featurizers), *hidden_states[0].shape)
+    states = hidden_states if isinstance(hidden_states, Tensor) else torch.stack(list(hidden_states))
+    if featurizers[0].normalize:
+        states = F.layer_norm(states, states.shape[-1:])
+    # In half precision, as autocast would have it, layers that count for little would be lost.
+    with torch.autocast(states.device.type, enabled=False):
+        shares = torch.stack(weights).softmax(1)
+        return (shares @ states.flatten(1)).unflatten(1, states.shape[1:])

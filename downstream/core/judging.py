@@ -10,58 +10,100 @@ from typing import Any
 import torch
 
 from s3prl_distiller import checkpoint, settings
-from s3prl_distiller.engine import distributed, precision
+from s3prl_distiller.engine import BEST, distributed, precision
 from s3prl_distiller.engine.log import JSONL
 
 from ..pictures import training
 from . import corpus, results
 from .config import DownstreamConfig
 from .expert import DownstreamExpert
+from .protocol import join_protocols, protocol
+from .search import Choice
 from .task import Row, Task
 
 log = logging.getLogger(__name__)
 
+Facts = dict[str, Any]
+"""What else is known of a run, for ``metrics-SPLIT.json``."""
 
-def judge(expert: DownstreamExpert, split: str, folder: Path, device: torch.device, step: int) -> list[Row]:
+
+def judge(
+    expert: DownstreamExpert, split: str, folder: Path, device: torch.device, step: int, facts: Facts | None = None
+) -> list[Row]:
     """Evaluate on a split; write figures, predictions and pictures.
 
     Raises:
         ValueError: there is no such split.
     """
+    rows = _predictions(expert, split, folder, device)
+    _write(expert, [rows], split, folder, {**({"step": step} if expert.task.trained else {}), **(facts or {})})
+    return rows
+
+
+def judge_search(expert: DownstreamExpert, choice: Choice, folder: Path, device: torch.device, facts: Facts) -> None:
+    """Judge the heads of the chosen learning rate on test, one for each seed, each as it was best on dev.
+
+    Figures are means over seeds. Pictures and ``predictions-test.jsonl`` are of the first seed; those of the others are
+    in the folders of their own.
+    """
+    groups = []
+    # The first comes last: the task then knows what was chosen on dev for the head whose pictures are drawn.
+    for member in reversed(choice.members):
+        own = folder / expert.variants[member].name
+        best = own / BEST
+        expert.load(best, member)
+        expert.task.load_state(checkpoint.load_json(best / checkpoint.CONFIG)["state"])
+        rows = _predictions(expert, "test", own, device, member)
+        groups.insert(0, rows)
+        if len(choice.members) > 1 and distributed.is_main():
+            results.write_rows(rows, own / "predictions-test.jsonl")
+    step = checkpoint.load_json(folder / BEST / checkpoint.CONFIG)["step"]
+    _write(expert, groups, "test", folder, {"step": step, "search": choice.record, **facts}, choice.members[0])
+
+
+def _predictions(
+    expert: DownstreamExpert, split: str, folder: Path, device: torch.device, member: int = 0
+) -> list[Row]:
     task = expert.task
     judged = [name for name in task.splits if name in task.judged or name not in ("train", "dev")]
     if split not in judged:
         raise ValueError(f"{split!r} is no split that {task.name} can be judged on (-t): there is {', '.join(judged)}")
     autocast, _ = precision(expert.config.runner.precision, device)
-    rows = expert.evaluate(split, autocast, device)
-    unheard = sum(distributed.gather([expert.unheard]))
-    if unheard:
-        log.warning("%d utterances of %s could not be decoded and are not in its figures", unheard, split)
-    if distributed.is_main():
-        _write(expert, rows, split, folder, step, unheard)
-    distributed.wait()
+    rows = expert.evaluate(split, autocast, device, member)
+    expert.unheard = sum(distributed.gather([expert.unheard]))
+    if expert.unheard:
+        log.warning("%d utterances of %s could not be decoded and are not in its figures", expert.unheard, split)
     return rows
 
 
-def _write(expert: DownstreamExpert, rows: list[Row], split: str, folder: Path, step: int, unheard: int) -> None:
-    """Figures, predictions and pictures of a split; ``unheard`` of its utterances could not be decoded."""
-    task = expert.task
-    figures = results.measure(task.score, [rows], task.resample_by, task.units)
+def _write(
+    expert: DownstreamExpert, seeds: list[list[Row]], split: str, folder: Path, facts: Facts, member: int = 0
+) -> None:
+    """Figures, predictions and pictures of a split; ``seeds`` has the predictions of each."""
+    if not distributed.is_main():
+        distributed.wait()
+        return
+    task, rows = expert.task, seeds[0]
+    if len(seeds) == 1:
+        figures = results.measure(task.score, [rows], task.resample_by, task.units)
+    else:
+        figures = results.over_seeds(task.score, [[one] for one in seeds], task.units)
     results.write_rows(rows, folder / f"predictions-{split}.jsonl")
-    layers = expert.model.featurizer.shares()
-    left_out = dict(task.left_out.get(split, {})) | ({"undecodable": unheard} if unheard else {})
+    layers = expert.models[member].featurizer.shares()
+    left_out = dict(task.left_out.get(split, {})) | ({"undecodable": expert.unheard} if expert.unheard else {})
     summary = {
         "task": task.name,
         "split": split,
         "metric": task.metric,
         "metrics": figures,
-        "utterances": len(task.splits[split]) - unheard,
+        "utterances": len(task.splits[split]) - expert.unheard,
         "left_out": left_out,
         "upstream": {"name": expert.upstream.name, "fingerprint": expert.upstream.fingerprint},
-        **({"step": step} if task.trained else {}),
         "layer_weights": layers,
         "state": task.state(),
-        "notes": task.notes,
+        "notes": [*task.notes, *([expert.kept.note] if expert.kept else [])],
+        "protocol": protocol(expert.config, task),
+        **facts,
     }
     checkpoint.save_json(summary, folder / f"metrics-{split}.json")
     if (folder / JSONL).is_file():
@@ -73,6 +115,7 @@ def _write(expert: DownstreamExpert, rows: list[Row], split: str, folder: Path, 
     gallery.mkdir(parents=True, exist_ok=True)
     drawn = [str(path.relative_to(folder)) for path in task.figures(rows, gallery)]
     checkpoint.save_text(_page(summary, corpus.counts(task), drawn), page(folder, split))
+    distributed.wait()
 
 
 def page(folder: Path, split: str) -> Path:
@@ -82,9 +125,15 @@ def page(folder: Path, split: str) -> Path:
 
 def join_folds(task: Task, config: DownstreamConfig, folders: Sequence[Path], folder: Path) -> str:
     """Mean and spread of the figures over folds; writes ``metrics-test.json`` and ``summary.md``."""
-    each = [results.read_rows(place / "predictions-test.jsonl") for place in folders]
-    figures = results.measure(task.score, each, task.resample_by, task.units)
     parts = [checkpoint.load_json(place / "metrics-test.json") for place in folders]
+    searches = [part["search"] for part in parts if "search" in part]
+    if config.search.seeds > 1:
+        seeds = range(config.runner.seed, config.runner.seed + config.search.seeds)
+        each_seed = [[results.read_rows(_of_seed(place, seed)) for place in folders] for seed in seeds]
+        figures = results.over_seeds(task.score, each_seed, task.units)
+    else:
+        each = [results.read_rows(place / "predictions-test.jsonl") for place in folders]
+        figures = results.measure(task.score, each, task.resample_by, task.units)
     summary = {
         "task": task.name,
         "split": "test",
@@ -94,6 +143,9 @@ def join_folds(task: Task, config: DownstreamConfig, folders: Sequence[Path], fo
         "folds": [place.name for place in folders],
         "upstream": parts[0]["upstream"],
         "notes": sorted({note for part in parts for note in part["notes"]}),
+        "protocol": join_protocols([part["protocol"] for part in parts]),
+        **({"search": {"folds": searches}} if searches else {}),
+        **({"seconds": sum(part["seconds"] for part in parts)} if all("seconds" in part for part in parts) else {}),
     }
     checkpoint.save_text(settings.to_yaml(config), folder / "config.yaml")
     checkpoint.save_json(summary, folder / "metrics-test.json")
@@ -102,8 +154,21 @@ def join_folds(task: Task, config: DownstreamConfig, folders: Sequence[Path], fo
     return text
 
 
+def _of_seed(folder: Path, seed: int) -> Path:
+    """Predictions of the head of that seed, at the learning rate that was chosen."""
+    found = [path for path in folder.glob("*/predictions-test.jsonl") if path.parent.name.endswith(f"seed-{seed}")]
+    assert len(found) == 1, f"{folder} has {len(found)} predictions of seed {seed}"
+    return found[0]
+
+
 def _page(summary: Mapping[str, Any], lines: Sequence[str], drawn: Sequence[str]) -> str:
     where = f", the checkpoint of step {summary['step']}, which did best on dev" if "step" in summary else ""
+    over_seeds = any(figure.get("interval") == "seeds" for figure in summary["metrics"].values())
+    interval = (
+        "Intervals are over seeds (Student's t); the order of batches is the same for all of them."
+        if over_seeds
+        else "Intervals are over the test items (1,000 bootstrap draws), not over seeds."
+    )
     return "\n".join(
         [
             f"# {summary['task']} with {summary['upstream']['name']}: {summary['split']}",
@@ -114,12 +179,26 @@ def _page(summary: Mapping[str, Any], lines: Sequence[str], drawn: Sequence[str]
             *(f"- {note}" for note in summary["notes"]),
             *(f"- {line}" for line in lines),
             *(f"- picture: {name}" for name in drawn),
+            *_grid(summary.get("search", {})),
             "",
-            "Intervals are over the test items (1,000 bootstrap draws), not over seeds. Every prediction is a line of "
-            f"predictions-{summary['split']}.jsonl{' in the folder of its fold' if 'folds' in summary else ''}.",
+            f"{interval} Every prediction is a line of predictions-{summary['split']}.jsonl"
+            f"{' in the folder of its fold' if 'folds' in summary else ''}.",
             "",
         ]
     )
+
+
+def _grid(search: Mapping[str, Any]) -> list[str]:
+    """What each learning rate reached on dev."""
+    if "members" not in search:
+        return []
+    lines = ["", f"| learning rate | seed | {search['metric']} on dev, at best | at step |", "|---|---|---|---|"]
+    for member in search["members"]:
+        best = "none" if member["best"] is None else f"{member['best']:.2f}"
+        best += ", diverged" if member["diverged"] else ""
+        chosen = " (chosen)" if member["lr"] == search["chosen"] else ""
+        lines.append(f"| {member['lr']:g}{chosen} | {member['seed']} | {best} | {member['step']} |")
+    return lines
 
 
 def _figure(name: str, figure: dict[str, Any], main: bool) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from s3prl_distiller import checkpoint
 
@@ -16,7 +17,8 @@ from .task import Row
 
 Score = Callable[[Sequence[Row]], dict[str, float]]
 Figures = dict[str, dict[str, Any]]
-"""By name: ``value``, ``low`` and ``high`` (95 % interval), ``unit``; over folds also ``spread``."""
+"""By name: ``value``, ``low`` and ``high`` (95 % interval), ``unit`` and ``interval``: "bootstrap" over test items, or
+"seeds"; over folds or seeds also ``each`` and their standard deviation, ``spread``."""
 
 _DRAWS = 1000
 
@@ -43,6 +45,34 @@ def measure(score: Score, groups: Sequence[Sequence[Row]], by: str | None, units
     return {name: _figure([v[name] for v in values], draws[name], units.get(name, "")) for name in values[0]}
 
 
+def over_seeds(score: Score, seeds: Sequence[Sequence[Sequence[Row]]], units: dict[str, str]) -> Figures:
+    """Figures of several trainings that differ in their seed, with the interval of Student's t for their mean.
+
+    Args:
+        seeds: of each training, the predictions of each fold, or of the only one.
+        units: by figure.
+    """
+    each = [[score(rows) for rows in folds] for folds in seeds]
+    return {
+        name: _over_seeds([float(np.mean([fold[name] for fold in folds])) for folds in each], units.get(name, ""))
+        for name in each[0][0]
+    }
+
+
+def _over_seeds(values: list[float], unit: str) -> dict[str, Any]:
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return {
+        "value": _round(mean),
+        "low": _round(mean - half),
+        "high": _round(mean + half),
+        "unit": unit,
+        "interval": "seeds",
+        "spread": _round(deviation),
+        "each": [_round(value) for value in values],
+    }
+
+
 def _blocks(rows: Sequence[Row], by: str | None) -> list[list[Row]]:
     if by is None:
         return [[row] for row in rows]
@@ -55,7 +85,8 @@ def _blocks(rows: Sequence[Row], by: str | None) -> list[list[Row]]:
 def _figure(values: list[float], draws: list[float], unit: str) -> dict[str, Any]:
     finite = [draw for draw in draws if math.isfinite(draw)]
     low, high = np.percentile(finite, [2.5, 97.5]) if finite else (math.nan, math.nan)
-    figure = {"value": _round(np.mean(values)), "low": _round(low), "high": _round(high), "unit": unit}
+    figure: dict[str, Any] = {"value": _round(np.mean(values)), "low": _round(low), "high": _round(high)}
+    figure |= {"unit": unit, "interval": "bootstrap"}
     if len(values) > 1:
         figure |= {"spread": _round(np.std(values, ddof=1)), "each": [_round(value) for value in values]}
     return figure
@@ -75,7 +106,8 @@ def in_words(name: str, figure: dict[str, Any]) -> str:
     if figure["low"] is not None:
         text += f" (95 % interval {figure['low']:.2f} to {figure['high']:.2f})"
     if "spread" in figure:
-        text += f", spread over {len(figure['each'])} folds {figure['spread']:.2f}"
+        several = "seeds" if figure.get("interval") == "seeds" else "folds"
+        text += f", spread over {len(figure['each'])} {several} {figure['spread']:.2f}"
     return text
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +19,11 @@ from s3prl_distiller.data.sources import SUFFIXES
 from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.engine import BEST, Outcome, check_disk, distributed, estimate, newest_checkpoint, precision, train
 
-from . import corpus
+from . import corpus, judging
 from .config import DownstreamConfig, schema
-from .expert import FORMAT, DownstreamExpert, check_upstream
+from .expert import FORMAT, SEARCH_FORMAT, DownstreamExpert, check_upstream
 from .s3prl_names import translate
+from .search import choose
 from .task import Task
 from .upstream import Upstream, load_upstream
 
@@ -95,8 +99,9 @@ def _check_crops(task: Task, config: DownstreamConfig) -> None:
 def dry_run(expert: DownstreamExpert, folder: Path, device: torch.device) -> str:
     """What the corpus holds and, from a few steps, what the whole run will take."""
     config, task = expert.config, expert.task
-    head = sum(parameter.numel() for parameter in expert.model.head.parameters())
-    lines = [f"Task {task.name}, upstream {expert.upstream.name}; head: {head / 1e6:.2f} M parameters", "Corpus:"]
+    head = sum(parameter.numel() for parameter in expert.models[0].head.parameters())
+    several = f"{len(expert.models)} heads side by side, each" if len(expert.models) > 1 else "head:"
+    lines = [f"Task {task.name}, upstream {expert.upstream.name}; {several} {head / 1e6:.2f} M parameters", "Corpus:"]
     lines += [f"  {line}" for line in [*corpus.counts(task, compare=True), *task.notes]]
     if task.trained:
         log.info("Timing a few steps")
@@ -107,9 +112,10 @@ def dry_run(expert: DownstreamExpert, folder: Path, device: torch.device) -> str
 def fit(expert: DownstreamExpert, folder: Path, device: torch.device, resume: Path | None) -> Outcome | None:
     """Train until the last step or a signal; None where the task has nothing to train."""
     config = expert.config
+    autocast, _ = precision(config.runner.precision, device)
     if not expert.task.trained:
         # Whatever is chosen on dev is chosen now.
-        expert.validate(precision(config.runner.precision, device)[0], device)
+        expert.validate(autocast, device)
         if distributed.is_main():
             checkpoint.save_text(settings.to_yaml(config), folder / "config.yaml")
             checkpoint.save_folder(folder / BEST, expert.native_writers(0))
@@ -119,15 +125,57 @@ def fit(expert: DownstreamExpert, folder: Path, device: torch.device, resume: Pa
     if resume is not None:
         expert.load(resume)
         expert.task.load_state(checkpoint.load_json(resume / checkpoint.CONFIG)["state"])
+    expert.keep_features(autocast, device)
     return train(expert, config.runner, config.optimizer, folder, device, resume, settings.to_yaml(config))
+
+
+def conclude(expert: DownstreamExpert, outcome: Outcome | None, folder: Path, device: torch.device) -> None:
+    """Judge on test what did best on dev; of several heads, those of the learning rate that did.
+
+    Raises:
+        ValueError: no head has a figure on dev to be chosen by.
+    """
+    seconds = {"seconds": round(time.monotonic() - expert.started, 1)}
+    if outcome is None or not expert.config.search.active:
+        best = find_trained(folder)
+        expert.load(best.checkpoint)
+        expert.task.load_state(best.saved["state"])
+        judging.judge(expert, "test", folder, device, best.saved["step"], seconds)
+        return
+    choice = choose(expert.variants, outcome.members, expert.metric, expert.higher_is_better, expert.config.search)
+    log.info("The learning rate %g did best on dev", choice.lr)
+    chosen = folder / expert.variants[choice.members[0]].name / BEST
+    if distributed.is_main() and chosen != folder / BEST:
+        # The best of the run, as of a run of one head.
+        checkpoint.save_folder(
+            folder / BEST, {name: partial(_copy, chosen / name) for name in (checkpoint.WEIGHTS, checkpoint.CONFIG)}
+        )
+    distributed.wait()
+    judging.judge_search(expert, choice, folder, device, seconds)
+    if distributed.is_main():
+        for place, variant in enumerate(expert.variants):
+            if place not in choice.members:
+                shutil.rmtree(folder / variant.name, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 def find_trained(path: Path) -> Trained:
     """The best checkpoint of the run at ``path`` (its newest where no evaluation had a figure), or ``path`` itself.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the run has several heads and has not chosen among them.
     """
+    trained = find_checkpoint(path)
+    if trained.saved["format"] == SEARCH_FORMAT:
+        raise ValueError(f"{path} has not chosen among its heads yet: go on with its training (-a) to the end")
+    return trained
+
+
+def find_checkpoint(path: Path) -> Trained:
+    """As :func:`find_trained`; of a run that has not chosen among its heads, the checkpoint of all of them."""
     places = [path, path / BEST]
     folder = next((place for place in places if (place / checkpoint.CONFIG).is_file()), None)
     if folder is None and path.is_dir():
@@ -137,7 +185,7 @@ def find_trained(path: Path) -> Trained:
     if damage := checkpoint.folder_damage(folder):
         raise ValueError(f"the checkpoint {folder} is damaged: {damage}")
     saved = checkpoint.load_json(folder / checkpoint.CONFIG)
-    if saved.get("format") != FORMAT:
+    if saved.get("format") not in (FORMAT, SEARCH_FORMAT):
         raise ValueError(f"{folder} is no checkpoint of a downstream task")
     return Trained(folder, folder.parent, saved)
 

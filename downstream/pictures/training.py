@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from s3prl_distiller.engine.log import JSONL, read_log
 
 
 def draw_curves(folder: Path, metric: str, unit: str) -> Path:
-    """``curves.png``: training loss, and the figure that picks the best checkpoint, over steps."""
+    """``curves.png``: training loss, and the figure that picks the best checkpoint, over steps; of each head."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -17,17 +18,26 @@ def draw_curves(folder: Path, metric: str, unit: str) -> Path:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     loss, judged = figure.subplots(1, 2)
-    train = [line for line in lines if line["kind"] == "train"]
-    valid = [line for line in lines if line["kind"] == "valid"]
-    loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker="." if len(train) < 30 else "")
+    _draw_heads(loss, [line for line in lines if line["kind"] == "train"], "loss")
+    _draw_heads(judged, [line for line in lines if line["kind"] == "valid"], metric)
     loss.set(title="training loss", xlabel="step", ylabel="loss")
-    judged.plot([line["step"] for line in valid], [line.get(metric) for line in valid], "o-", markersize=4)
     judged.set(title="held-out data (dev)", xlabel="step", ylabel=f"{metric} ({unit})" if unit else metric)
     for axes in (loss, judged):
         axes.grid(alpha=0.3)
     path = folder / "curves.png"
     figure.savefig(path, dpi=120)
     return path
+
+
+def _draw_heads(axes: Any, lines: Sequence[dict[str, Any]], name: str) -> None:
+    """A line for the figure of that name, or one for each head that has one, ``NAME/HEAD``."""
+    heads = list(dict.fromkeys(key for line in lines for key in line if key.startswith(f"{name}/")))
+    for key in heads or [name]:
+        marker = "." if len(lines) < 30 else ""
+        label = key.partition("/")[2]
+        axes.plot([line["step"] for line in lines], [line.get(key) for line in lines], marker=marker, label=label)
+    if 1 < len(heads) <= 12:
+        axes.legend(fontsize="x-small")
 
 
 def draw_layers(shares: Sequence[float], upstream: str, path: Path) -> Path:

@@ -102,7 +102,7 @@ def _run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, core: Any, device: Any) -> int:
     folder = _folder(args)
     if args.past_exp is not None:
-        args.downstream = _find_trained(args, core).saved["task"]
+        args.downstream = _task_of(args, core.find_checkpoint(args.past_exp))
     _need(args, "downstream", f"name the task: -d ({TASKS})")
     if args.past_exp is not None and (args.expname or args.expdir):
         raise ValueError("-e goes on with a run where it is: leave out -n and -p, or leave out -e to start a new run")
@@ -148,10 +148,7 @@ def _train_one(args: argparse.Namespace, core: Any, device: Any, config: Any, fo
     if outcome is not None and outcome.signal is not None:
         log.info("Stopped at step %d, saved %s. The same command with -a goes on.", outcome.step, outcome.checkpoint)
         return 130 if outcome.signal == signal.SIGINT else 0
-    best = core.find_trained(folder)
-    expert.load(best.checkpoint)
-    expert.task.load_state(best.saved["state"])
-    _module("judging").judge(expert, "test", folder, device, best.saved["step"])
+    core.conclude(expert, outcome, folder, device)
     _show_page(_module("judging").page(folder, "test"))
     log.info("All of it is in %s", folder)
     return 0
@@ -212,9 +209,15 @@ def _show_page(path: Path) -> None:
 
 def _find_trained(args: argparse.Namespace, core: Any) -> Any:
     trained = core.find_trained(args.past_exp)
-    if args.downstream and args.downstream != trained.saved["task"]:
-        raise ValueError(f"{args.past_exp} is a run of {trained.saved['task']}, not of {args.downstream}: leave -d out")
+    _task_of(args, trained)
     return trained
+
+
+def _task_of(args: argparse.Namespace, trained: Any) -> str:
+    task = trained.saved["task"]
+    if args.downstream and args.downstream != task:
+        raise ValueError(f"{args.past_exp} is a run of {task}, not of {args.downstream}: leave -d out")
+    return task
 
 
 def _need(args: argparse.Namespace, name: str, message: str) -> None:
@@ -270,7 +273,7 @@ def _absolute(name: str | None) -> str | None:
 
 def _check_same(core: Any, args: argparse.Namespace, config: Any, resume: Path) -> None:
     """A run is gone on with as it was begun, unless ``-o`` says otherwise."""
-    task = core.find_trained(resume).saved["task"]
+    task = core.find_checkpoint(resume).saved["task"]
     if task != args.downstream:
         raise ValueError(f"{resume.parent} is a run of {task}, not of {args.downstream}: choose another name (-n)")
     saved = core.load_config(args.downstream, [resume.parent / "config.yaml"], {}, args.override)

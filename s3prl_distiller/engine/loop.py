@@ -113,9 +113,10 @@ def train(
     def evaluate() -> None:
         figures = task.validate(autocast, device)
         run_log.write("valid", position.step, _named(figures, members))
+        found = ", ".join(f"{f[task.metric]:.4f} {m.name}".rstrip() for f, m in zip(figures, members, strict=True))
+        log.info("Step %d: validation %s %s", position.step, task.metric, found)
         for index, (member, progress) in enumerate(zip(members, position.members, strict=True)):
             value = figures[index][task.metric]
-            log.info("Step %d: validation %s %.4f %s", position.step, task.metric, value, member.name)
             if progress.note(value, task.higher_is_better, position.step) and task.keep_best:
                 if distributed.is_main():
                     checkpoint.save_folder(folder / member.name / BEST, task.native_writers(position.step, index))

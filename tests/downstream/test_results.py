@@ -134,7 +134,7 @@ def test_what_is_no_number_is_null(tmp_path: Any) -> None:
         return {"never": math.nan, **mean(rows)}
 
     figures = results.measure(never, [rows_of([1, 2, 3])], None, {})
-    assert figures["never"] == {"value": None, "low": None, "high": None, "unit": ""}
+    assert figures["never"] == {"value": None, "low": None, "high": None, "unit": "", "interval": "bootstrap"}
     assert figures["mean"]["value"] == 2 and json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert results.in_words("never", figures["never"]) == "never is undefined here"
 
