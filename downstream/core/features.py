@@ -12,12 +12,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -31,6 +31,7 @@ SHARD_BYTES = 256_000_000
 SPARE_BYTES = 2_000_000_000
 """of the disk, left free for others"""
 _DTYPES = {"F16": torch.float16, "F32": torch.float32}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class NotKept(Exception):
@@ -59,6 +60,8 @@ class FeatureStore:
         self._shards: set[str] = set()
         self._pending: dict[str, Tensor] = {}
         self._size = 0
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self._states
@@ -105,28 +108,34 @@ class FeatureStore:
             for path in self.folder.glob("*.safetensors"):
                 if path.name not in self._shards:
                     path.unlink(missing_ok=True)
-            self._pending, self._size = {}, 0
-            yield
+            self._pending, self._size, self._writing = {}, 0, None
+            with ThreadPoolExecutor(1) as self._writer:
+                yield
 
     def add(self, name: str, states: Tensor) -> None:
-        """Keep (L, T, D) of the CPU under a name, with the next :meth:`flush`."""
-        self._pending[name] = states.contiguous()
+        """Keep (L, T, D) of the CPU under a name, with the next :meth:`flush`; it must not change until then."""
+        self._pending[name] = states
         self._size += states.nbytes
 
     def flush(self, least: int = SHARD_BYTES) -> None:
-        """Write what was added as one shard, where it is at least so many bytes.
+        """Write what was added as one shard, where it is at least so many bytes; :meth:`finish` waits for it.
 
         Raises:
             NotKept: the budget is spent, or the disk full.
-            OSError: it cannot be written.
+            OSError: it, or the shard before, cannot be written.
         """
         if not self._pending or self._size < least:
             return
+        assert self._writer is not None, "within filling()"
+        self._wait()
         self.check_room(self._size)
-        path = self.folder / f"{secrets.token_hex(8)}.safetensors"
-        with checkpoint.replacing(path) as temporary:
-            _save(self._pending, temporary)
+        self._writing = self._writer.submit(self._write, self._pending)
         self._pending, self._size = {}, 0
+
+    def finish(self) -> None:
+        """Write all that was added. Raises what :meth:`flush` does."""
+        self.flush(0)
+        self._wait()
         self.read()
 
     def check_room(self, size: int) -> None:
@@ -144,6 +153,14 @@ class FeatureStore:
                 f"{gigabytes(size)} more do not fit onto the disk of {self.root}, which has {gigabytes(free)} free, of "
                 f"which {gigabytes(SPARE_BYTES)} stay free: make room, or choose another folder (features.folder)"
             )
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, states: Mapping[str, Tensor]) -> None:
+        with checkpoint.replacing(self.folder / f"{secrets.token_hex(8)}.safetensors") as temporary:
+            _save(states, temporary)
 
     def _check_key(self) -> None:
         try:
@@ -210,11 +227,18 @@ def _mapped(path: Path) -> dict[str, Tensor]:
     return states
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        safetensors.torch.save_file(tensors, path)
-    except safetensors.SafetensorError as error:  # what a full disk raises
-        raise OSError(f"{path} cannot be written: {error}") from None
+def _save(states: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. The library's own way copies everything first, and lets no other thread run."""
+    header, offset = {}, 0
+    for name, state in states.items():
+        place = [offset, offset := offset + state.nbytes]
+        header[name] = {"dtype": _NAMES[state.dtype], "shape": list(state.shape), "data_offsets": place}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for state in states.values():
+            file.write(state.contiguous().numpy().data.cast("B"))
 
 
 def _bytes_in(folder: Path) -> int:
@@ -227,5 +251,5 @@ def _bytes_in(folder: Path) -> int:
 
 
 def gigabytes(count: float) -> str:
-    """Such as "1.25 GB"; "3 MB" below a tenth of that."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+    """Such as "1.25 GB"; below a tenth of that "3.2 MB"."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

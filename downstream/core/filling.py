@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -94,9 +95,9 @@ def _compute(store: FeatureStore, ear: Ear, draws: Sequence[Draw], missing: dict
                 store.flush()
                 bar.update(len(heard))
         except KeyboardInterrupt:
-            store.flush(0)
+            store.finish()
             raise
-    store.flush(0)
+    store.finish()
     took = time.monotonic() - started
     log.info("Computed and kept in %.1f s: %.0f s of audio per second", took, seconds / took)
     if left_out:
@@ -136,18 +137,17 @@ def _states(ear: Ear, waves: Sequence[Tensor]) -> Iterator[Tensor | None]:
     """(L, T, D) of each waveform, on the CPU; None where a value is not finite."""
     lengths = torch.tensor([len(wave) for wave in waves])
     states, frames = ear(pad_sequence(list(waves), batch_first=True), lengths)
-    kept = states.to(ear.dtype)
-    finite = _all_of_each(states.isfinite())
-    fits = _all_of_each(kept.isfinite())
-    on_cpu = kept.cpu()
+    peaks = peak(states)
+    fits = [one <= torch.finfo(ear.dtype).max for one in peaks]
+    on_cpu = states.to(ear.dtype).cpu()
     for row, count in enumerate(frames.tolist()):
-        if not finite[row]:
+        if not math.isfinite(peaks[row]):
             yield None
         else:
-            state = on_cpu if fits[row] else states.cpu()
-            yield state[:, row, :count]
+            yield on_cpu[:, row, :count] if fits[row] else states[:, row, :count].cpu()
 
 
-def _all_of_each(fine: Tensor) -> list[bool]:
-    """(L, B, T, D) to one for each of B."""
-    return fine.transpose(0, 1).flatten(1).all(1).tolist()
+def peak(states: Tensor) -> list[float]:
+    """The largest absolute value of each of B in (L, B, T, D); NaN where there is one."""
+    # Several times as fast on a CPU as asking every value whether it is finite.
+    return torch.maximum(states.amax((0, 2, 3)), -states.amin((0, 2, 3))).tolist()

@@ -19,7 +19,7 @@ from .batches import Waves
 from .config import DownstreamConfig
 from .draws import Draw, Stretch, eval_draw, train_samples
 from .features import FeatureStore, Names, gigabytes
-from .filling import Ear, fill
+from .filling import Ear, fill, peak
 from .task import Task
 from .upstream import Upstream
 
@@ -79,8 +79,8 @@ class Kept:
     def compute(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """States of waveforms (B, samples), in the same form and precision: whoever trains cannot tell them apart."""
         states, frames = self._ear(wave, lengths)
-        kept = states.to(self._ear.dtype)
-        return (kept if kept.isfinite().all() else states), frames
+        fits = all(one <= torch.finfo(self._ear.dtype).max for one in peak(states))
+        return (states.to(self._ear.dtype) if fits else states), frames
 
     def _one(self, stretch: Stretch) -> Tensor:
         state = self._states[stretch]
