@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -11,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -115,9 +114,10 @@ class Queue:
 
     def _send(self, number: int) -> None:
         for _, process, _ in self._running.values():
-            if process.poll() is None:
-                # Only the process itself can save; to kill means all that it has started.
-                (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+            # Only the process itself can save; to kill means all that it has started.
+            with suppress(ProcessLookupError):
+                if process.returncode is None:
+                    (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
 
 
 def start(job: Job, environment: Mapping[str, str], held: Sequence[int] = ()) -> subprocess.Popen[bytes]:
@@ -190,9 +190,3 @@ def alone(folder: Path) -> Iterator[int]:
         except OSError:
             pass  # a file system without locks
         yield file.fileno()
-
-
-def failure(folder: Path) -> str | None:
-    """Why the last try in a folder failed, where it did."""
-    path = folder / FAILED
-    return json.loads(path.read_text("utf-8"))["reason"] if path.is_file() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from ..core import run as core
 from ..core.config import DownstreamConfig
 from ..core.s3prl_names import TASKS as NAMES
 from . import record
+from .launch import FAILED
 from .places import Corpus, read_corpora, read_places, usual_tier
-from .tiers import TASKS, Flat, Tier, absolute_paths, as_override, check, load_tier, read_overrides
+from .tiers import TASKS, Flat, Tier, absolute_paths, as_override, load_config, load_tier, read_overrides
 from .upstreams import Upstream, check_upstreams, read_upstreams
 
 RESULT = "metrics-test.json"
-FAILED = "failed.json"
 
 DONE, BEGUN, NEW, AGAIN = "done", "go on", "new", "failed before: try again"
 
@@ -79,30 +79,19 @@ def read_tasks(text: str | None) -> list[str]:
     return [task for task in TASKS if task in asked.values()]
 
 
-def values_of(tier: Tier, tasks: Sequence[str], search: Flat, overrides: Sequence[str]) -> dict[str, Flat]:
-    """By task, all settings over the task's own: the tier's, then ``search`` and options, then ``-o``.
+def values_of(tier: Tier, tasks: Sequence[str], options: Flat, overrides: Sequence[str]) -> dict[str, Flat]:
+    """By task, all settings over the task's own: the tier's, then those of options, then ``-o``.
 
     Raises:
-        ValueError: one cannot be used.
+        ValueError: a text of ``-o`` is malformed.
     """
     own = read_overrides(overrides)
     found = {}
     for task in tasks:
-        grid = {"search.learning_rates": tier.learning_rates} if tier.learning_rates else {}
-        asked = {**grid, **search}
-        if not core.task_class(task).trained:
-            asked = {key: value for key, value in asked.items() if not key.startswith("search.")}
+        trained = core.task_class(task).trained
+        asked = {key: value for key, value in options.items() if trained or not key.startswith("search.")}
         found[task] = absolute_paths({**tier.of(task), **asked, **own["all"], **own[task]})
-        check(task, found[task], f"the settings of {task}")
     return found
-
-
-def config_of(task: str, values: Flat, data: Path, upstream: Upstream | None = None) -> DownstreamConfig:
-    """The config of a run; its upstream, too, where it is given."""
-    options: dict[str, Any] = {"data": {"path": str(data)}}
-    if upstream is not None:
-        options["upstream"] = {"name": upstream.name, "ckpt": upstream.ckpt}
-    return core.load_config(task, [], options, [as_override(values)])
 
 
 def status(folder: Path) -> str:
@@ -130,10 +119,11 @@ def check_same(run: Run) -> None:
 
 def fingerprint_of(folder: Path) -> str | None:
     """Of the upstream that a run was made on; None where nothing was made yet."""
-    places = [folder / RESULT]
-    newest = newest_checkpoint(folder)
-    places += [newest / checkpoint.CONFIG] if newest else []
-    for path in places:
+    for place in (folder, *sorted(folder.glob("fold*/"))):
+        newest = newest_checkpoint(place)
+        path = place / RESULT
+        if not path.is_file() and newest is not None:
+            path = newest / checkpoint.CONFIG
         if path.is_file():
             return checkpoint.load_json(path).get("upstream", {}).get("fingerprint")
     return None
@@ -234,14 +224,16 @@ def prepare(
         )
     chosen = load_tier(tier or usual_tier(list(paths.values())))
     values = values_of(chosen, asked, options, overrides)
-    corpora = read_corpora({task: config_of(task, values[task], paths[task]) for task in asked})
+    configs = {task: load_config(task, chosen, values[task], paths[task]) for task in asked}
+    corpora = read_corpora(configs)
     said = " ".join(str(Path(text).resolve()) if Path(text).exists() else text for text in data)
     description = record.join(before, record.describe(chosen, said, named, values, paths), teacher, folder)
     runs = []
     for upstream in named:
         for task in asked:
             place = folder / upstream.label / task
-            config = config_of(task, values[task], paths[task], upstream)
+            own = replace(configs[task].upstream, name=upstream.name, ckpt=upstream.ckpt)
+            config = replace(configs[task], upstream=own)
             run = Run(upstream, task, place, paths[task], values[task], config, status(place))
             check_same(run)
             runs.append(run)
@@ -257,6 +249,8 @@ def wall_time(seconds: Sequence[float], slots: int) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """Such as ``3.5 minutes``."""
+    """Such as ``40 s`` or ``3.5 minutes``."""
     minutes = seconds / 60
+    if seconds < 100:
+        return f"{seconds:.0f} s"
     return f"{minutes:.1f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

@@ -9,10 +9,10 @@ from typing import Any
 
 from s3prl_distiller import checkpoint
 
+from .collect import FORMAT
 from .tiers import TASKS, Flat, Tier
 from .upstreams import Upstream
 
-FORMAT = "s3prl_distiller.superb"
 FILE = "benchmark.json"
 
 FREE = re.compile(

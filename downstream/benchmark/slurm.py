@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,10 @@ class Resumable:
     def checkpoint(self) -> Any:
         from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
-        self.process.terminate()
-        self.process.wait()
+        # Called by a signal that interrupts __call__ in its wait, whose lock a wait here would never get.
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.process.pid, signal.SIGTERM)
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Resumable(self.job))
 
 

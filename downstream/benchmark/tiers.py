@@ -11,9 +11,11 @@ from typing import Any
 from s3prl_distiller import settings
 
 from ..core import run
+from ..core.config import DownstreamConfig
 from ..core.s3prl_names import translate
+from . import figures
 
-TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er")
+TASKS = tuple(figures.TASKS)
 """In the order of SUPERB's table."""
 
 Flat = dict[str, Any]
@@ -36,36 +38,54 @@ class Tier:
     """A tier by its name, or by that of its file."""
 
     name: str
+    path: Path
     learning_rates: list[float]
     by_task: dict[str, Flat]
 
     def of(self, task: str) -> Flat:
-        """What it sets for a task."""
-        return {**self.by_task["all"], **self.by_task[task]}
+        """What it sets for a task; the learning rates only where something is trained."""
+        searched = self.learning_rates and run.task_class(task).trained
+        grid = {"search.learning_rates": self.learning_rates} if searched else {}
+        return {**grid, **self.by_task["all"], **self.by_task[task]}
 
 
 def load_tier(name: str) -> Tier:
     """A bundled tier, or a YAML file with sections such as ``asr: {runner: {total_steps: 300}}`` and ``all``.
 
     Raises:
-        ValueError: there is none, or a key is wrong; file, task and key are named.
+        ValueError: there is none, or it names another task; sections are looked at with the config of their task.
     """
     path = settings.find("superb", name)
     sections = [(task, dict[str, Any], field(default_factory=dict)) for task in ("all", *TASKS)]
     schema = make_dataclass("TierFile", [("learning_rates", list[float], field(default_factory=list)), *sections])
     loaded, _ = settings.load(schema, [path], {}, [])
-    tier = Tier(path.stem, list(loaded.learning_rates), {task: flatten(getattr(loaded, task)) for task, *_ in sections})
-    for task in TASKS:
-        check(task, {**tier.of(task), "search.learning_rates": tier.learning_rates}, f"{path} for {task}")
-    return tier
+    return Tier(
+        path.stem, path, list(loaded.learning_rates), {name: flatten(getattr(loaded, name)) for name, *_ in sections}
+    )
 
 
-def check(task: str, values: Flat, source: str) -> None:
-    """Raises ValueError where a run of the task cannot have these settings; ``source`` says where they stand."""
+def load_config(task: str, tier: Tier, values: Flat, data: Path) -> DownstreamConfig:
+    """The config of a run of a task; its upstream is still to be named.
+
+    Args:
+        values: of the tier and, over them, of the command line.
+
+    Raises:
+        ValueError: it cannot have these settings; it is said whose they are.
+    """
     try:
-        run.load_config(task, [], {}, [as_override(values)])
+        return _load(task, values, data)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        message = f"the settings of {task}: {error}"
+    try:
+        _load(task, tier.of(task), data)
+    except ValueError as error:
+        message = f"{tier.path} for {task}: {error}"
+    raise ValueError(message)
+
+
+def _load(task: str, values: Flat, data: Path) -> DownstreamConfig:
+    return run.load_config(task, [], {"data": {"path": str(data)}}, [as_override(values)])
 
 
 def read_overrides(texts: Sequence[str]) -> dict[str, Flat]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def read_upstreams(texts: Sequence[str], ckpt: str | None, known: Sequence[Upstr
     found: list[Upstream] = []
     for text in texts:
         label, equals, name = text.partition("=")
-        if not equals or Path(text).expanduser().exists():
+        if not equals or _exists(text):
             label, name = "", text
         name = _path(name)
         if not name:
@@ -64,8 +65,8 @@ def check_upstreams(upstreams: Sequence[Upstream]) -> None:
     """Raises ValueError where a name is none of the hub and no path either; all of these are named."""
     register()
     known = load_hub().options()
-    unknown = [one.name for one in upstreams if one.name not in known and not Path(one.name).exists()]
-    lost = [one.ckpt for one in upstreams if one.ckpt and "://" not in one.ckpt and not Path(one.ckpt).exists()]
+    unknown = [one.name for one in upstreams if one.name not in known and not _exists(one.name)]
+    lost = [one.ckpt for one in upstreams if one.ckpt and "://" not in one.ckpt and not _exists(one.ckpt)]
     if unknown:
         near = {hint for name in unknown for hint in difflib.get_close_matches(name, known, n=1)}
         raise ValueError(
@@ -78,7 +79,11 @@ def check_upstreams(upstreams: Sequence[Upstream]) -> None:
 
 def _path(name: str) -> str:
     """Absolute where it is a path, so that it means the same from another folder."""
-    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+    return os.path.realpath(os.path.expanduser(name)) if name and _exists(name) else name
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(os.path.expanduser(name))
 
 
 def _derive(name: str, taken: set[str]) -> str:
@@ -86,7 +91,7 @@ def _derive(name: str, taken: set[str]) -> str:
     stem = path.stem if path.suffix in (".ckpt", ".pt", ".pth", ".bin") else path.name
     if re.fullmatch(r"best|states-\d+|checkpoint.*|model", stem) and path.parent.name:
         stem = f"{path.parent.name}-{stem}"
-    label = re.sub(r"[^\w.+-]+", "_", stem).lstrip("_.+-") or "upstream"
+    label = re.sub(r"[^\w.+-]+", "_", stem).lstrip("_.+-")[:60] or "upstream"
     number = 1
     while (unique := label if number == 1 else f"{label}-{number}").lower() in taken or unique in _RESERVED:
         number += 1
