@@ -436,19 +436,6 @@ def test_evaluations_alone(noise, tmp_path):
     assert len(upstream.heard) == 3
 
 
-def test_processes_of_one_run(noise, tmp_path, monkeypatch):
-    """The main one fills, the others hear what it says."""
-    said: list[Any] = []
-    monkeypatch.setattr(distributed, "gather", lambda items: said.append(items[0]) or [""])
-    monkeypatch.setattr(distributed, "is_main", lambda: False)
-    other = means()
-    assert not keep(other, task_of(dev=noise), config_of(tmp_path)) and not other.heard
-    monkeypatch.setattr(distributed, "is_main", lambda: True)
-    assert keep(means(), task_of(dev=noise), config_of(tmp_path))
-    monkeypatch.setattr(distributed, "is_main", lambda: False)
-    assert keep(other, task_of(dev=noise), config_of(tmp_path)) and not other.heard and said == ["", "", ""]
-
-
 # The disk
 
 
@@ -613,3 +600,27 @@ def test_two_processes_fill_one_store(noise, tmp_path, monkeypatch):
     assert [count for count, _, _ in found] == [9, 9]
     assert sorted(len(heard) for _, heard, _ in found) == [3, 9], "what one has computed the other does not"
     assert len(content(tmp_path)) == 12
+
+
+def one_of_two(rank: int, meeting: Path, *args: Any) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+    in_child(*args)
+    torch.distributed.destroy_process_group()
+
+
+def test_of_the_processes_of_one_run_the_main_one_fills(noise, tmp_path):
+    upstreams, results = [means(), means()], [fork.Queue(), fork.Queue()]
+    upstreams[0].pause = 0.2
+    children = [
+        fork.Process(
+            target=one_of_two,
+            args=(rank, tmp_path / "meeting", upstreams[rank], task_of(dev=noise), config_of(tmp_path), results[rank]),
+        )
+        for rank in range(2)
+    ]
+    for child in children:
+        child.start()
+    (main, heard, _), (other, nothing, _) = (result.get(timeout=60) for result in results)
+    for child in children:
+        child.join()
+    assert main == other == 12 == len(heard) and not nothing
