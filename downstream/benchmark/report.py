@@ -30,6 +30,7 @@ class Picture:
     name: str
     svg: Markup
     caption: str = ""
+    wide: bool = False
 
 
 def write_report(folder: Path) -> tuple[Path, Path]:
@@ -200,9 +201,8 @@ def _layers(benchmark: Benchmark) -> list[Picture]:
             task: cell.layers for task, cell in one.cells.items() if len(cell.layers) == count and cell.layer is None
         }
         svg = pictures.layers(shares, chosen, f"Weights of the layers of {one.label} by task")
-        drawn.append(
-            Picture(one.label, Markup(svg), f"{count} layers; equal weights would be {100 / count:.0f} % each")
-        )
+        caption = f"{count} layers; equal weights would be {100 / count:.0f} % each"
+        drawn.append(Picture(one.label, Markup(svg), caption, wide=count > 16))
     return drawn
 
 

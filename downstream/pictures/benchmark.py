@@ -159,7 +159,7 @@ def forest(rows: Sequence[tuple[str, Mapping[str, tuple[float, float | None, flo
         axes.grid(axis="x", alpha=0.18, color=_INK, lw=0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)
         if len(students) > 1:
-            axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=min(len(students), 3))
+            figure.legend(frameon=False, loc="outside lower center", ncols=min(len(students), 3))
         return _svg(figure, title)
 
 
@@ -190,7 +190,7 @@ def _label(figure: Any, axes: Any, dots: Sequence[Dot]) -> None:
         x, y = points[index]
         best: tuple[float, Any, tuple[float, float], str] | None = None
         sides = (1, -1) if x >= middle else (-1, 1)
-        text = axes.annotate(dots[index].name, (0, 0), fontsize=9)
+        text = figure.text(0, 0, dots[index].name, fontsize=9)
         extent = text.get_window_extent(renderer)
         text.remove()
         wide, high = extent.width + 4, extent.height + 2
@@ -209,7 +209,15 @@ def _label(figure: Any, axes: Any, dots: Sequence[Dot]) -> None:
         assert best is not None, "there are places to try"
         _, box, shift, ha = best
         taken.append(box)
-        line = {"arrowstyle": "-", "color": _INK, "alpha": 0.35, "lw": 0.7, "shrinkA": 1, "shrinkB": 4}
+        line = {
+            "arrowstyle": "-",
+            "color": _INK,
+            "alpha": 0.35,
+            "lw": 0.7,
+            "shrinkA": 1,
+            "shrinkB": 4,
+            "relpos": (ha == "right", 0.5),
+        }
         axes.annotate(
             dots[index].name,
             (dots[index].parameters / 1e6, dots[index].score),

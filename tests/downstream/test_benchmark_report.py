@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from s3prl_distiller.downstream.benchmark import collect, protocol, tables
+from s3prl_distiller.downstream.benchmark import collect, protocol, published, tables
 from s3prl_distiller.downstream.benchmark.figures import TASKS
 from s3prl_distiller.downstream.benchmark.report import write_report
+from s3prl_distiller.downstream.benchmark.scores import superb_s
 from s3prl_distiller.downstream.pictures import benchmark as pictures
 
 RUNS = Path(__file__).resolve().parents[2] / "results" / "superb_mini" / "runs"
@@ -367,10 +368,10 @@ def test_row_that_states_no_protocol_is_compared_with_nothing(folder: Path):
 
 def test_published_rows_are_apart_from_measured_ones(folder: Path):
     page = report(folder)
-    measured, published = page.tables[0], page.tables[1]
+    measured, others = page.tables[0], page.tables[1]
     assert {row[0].split(" ")[0] for row in measured[1:]} == set(LABELS)
-    assert len(published) == 15 and all("published" in row[0] for row in published[1:])
-    assert any("arXiv 2110.01900" in row[-1] for row in published)
+    assert len(others) == 15 and all("published" in row[0] for row in others[1:])
+    assert any("arXiv 2110.01900" in row[-1] for row in others)
     scored = {row[0].strip(): row for row in page.tables[3][1:]}
     assert scored["HuBERT base"][2] == "949.6" and "published" in scored["HuBERT base"][1]
     assert all(scored[label][2] == "not comparable: other data" for label in LABELS)
@@ -447,6 +448,28 @@ def test_measured_and_published_points_have_a_legend(folder: Path, drawn: None, 
     page = report(folder)
     svg = page.text.split("Size against score")[-1].split("Learning rates")[0]
     assert "measured here" in svg.replace("published, not measured here", "") and "hubert_small" in svg
+
+
+def test_labels_of_points_do_not_cover_each_other(drawn: None):
+    dots = [
+        pictures.Dot(one.name, one.parameters, superb_s(one.values), measured=False)
+        for one in published.systems()
+        if one.parameters
+    ]
+    dots += [pictures.Dot("a student of mine", 23.5e6, 868.0, 850.0, 886.0), pictures.Dot("another", 26.6e6, 832.0)]
+    svg = pictures.size_and_score(dots, "superb_s", "title")
+    pattern = r'<text style="font-size: 9px;([^"]*)" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]+)</text>'
+    boxes = []
+    for style, x, y, name in re.findall(pattern, svg):
+        width = 4.6 * len(name)  # points; letters of 9 points are about so wide
+        left = float(x) - (width if "text-anchor: end" in style else 0)
+        boxes.append((left, float(y) - 7, left + width, float(y), name))
+    assert {box[4] for box in boxes} == {dot.name for dot in dots}
+    for index, one in enumerate(boxes):
+        for other in boxes[:index]:
+            wide = min(one[2], other[2]) - max(one[0], other[0])
+            high = min(one[3], other[3]) - max(one[1], other[1])
+            assert wide <= 0 or high <= 0, (one[4], other[4])
 
 
 def test_report_is_written_again_over_itself(folder: Path):

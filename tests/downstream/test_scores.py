@@ -7,7 +7,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3prl_distiller.downstream.benchmark import published, scores
+from s3prl_distiller.downstream.benchmark import published, scores, tiers
 from s3prl_distiller.downstream.benchmark.collect import Value
 from s3prl_distiller.downstream.benchmark.figures import TASKS
 from s3prl_distiller.downstream.benchmark.scores import Triple
@@ -41,6 +41,10 @@ def test_superb_s_of_published_rows_by_hand():
     assert scores.superb_s(SYSTEMS["HuBERT base"].values) == pytest.approx(hubert, abs=0.05)
     distil = (837.67 + 501.53 + 992.28 + 668.14 + 814.13 + 226.97 + 871.33 + 957.95 + 598.76 + 857.28) / 10
     assert scores.superb_s(SYSTEMS["DistilHuBERT"].values) == pytest.approx(distil, abs=0.05)
+
+
+def test_tasks_are_in_the_order_of_the_plan():
+    assert tuple(TASKS) == tiers.TASKS
 
 
 def test_superb_s_has_its_references_at_0_and_1000():
