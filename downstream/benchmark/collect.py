@@ -12,8 +12,8 @@ from typing import Any
 from s3prl_distiller import checkpoint
 
 from .figures import TASKS
-from .record import FILE, FORMAT
 
+FORMAT = "s3prl_distiller.superb"
 _BAD = (KeyError, TypeError, ValueError, AttributeError, OSError)
 
 
@@ -166,9 +166,9 @@ def read(folder: Path) -> Benchmark:
     Raises:
         ValueError: there is no ``benchmark.json``, or it is damaged.
     """
-    path = folder / FILE
+    path = folder / "benchmark.json"
     if not path.is_file():
-        raise ValueError(f"{folder} is no benchmark folder: it has no {FILE}")
+        raise ValueError(f"{folder} is no benchmark folder: it has no benchmark.json")
     about = checkpoint.load_json(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} says format {about.get('format')!r}, and not {FORMAT!r}: it is of something else")
