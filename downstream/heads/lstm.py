@@ -1,21 +1,19 @@
-"""An LSTM that is nn.LSTM when its head is alone, and one recurrence of all heads when several are trained together.
-
-cuDNN runs one LSTM at a time, and a step of one is far too small for a GPU. The LSTMs of K heads, and the directions of
-each, are therefore groups of one batched product a step, with one fused kernel for all their cells.
-"""
+"""An LSTM that is nn.LSTM when its head is alone, and fast when several heads are trained side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .stacked import at_once, is_stacked
+
+_CUDNN_MULTIPLE = 128
 
 
 class LSTM(nn.LSTM):
@@ -54,161 +52,60 @@ class LSTM(nn.LSTM):
 
 
 def _layer(lengths: Tensor | None, features: Tensor, *weights: Tensor) -> Tensor:
-    """(K, B, T, I) to (K, B, T, directions * H).
+    """One layer of K heads, (K, B, T, I) to (K, B, T, directions * H).
+
+    Each head and each direction is an LSTM of its own, in one direction and over unpacked sequences, because that is
+    what cuDNN has its fast kernels for: they keep the weights on the chip from one frame to the next, where a product a
+    frame, of all heads together too, reads them again for each. Packing is not needed for it: a direction that reads an
+    utterance from its own end meets the padding last, as the other one does.
 
     Args:
         weights: those of one direction after those of the other, each with a first dimension of heads.
     """
-    device = features.device
-    lowered = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if lowered else features.dtype
-    with torch.autocast(device.type, enabled=False):
-        # Groups are the heads forward, then the heads backward; time comes first, then the batch.
-        ours, recurrent, bias, other = (torch.cat(weights[kind::4]) for kind in range(4))
-        inputs = features.to(dtype).permute(2, 1, 0, 3)
-        place = _turned(lengths, inputs).to(device) if len(weights) > 4 else None
-        if place is not None:
-            inputs = torch.cat([inputs, _Turn.apply(inputs, place)], 2)  # type: ignore[list-item]
-        hidden: Tensor = _Recurrence.apply(  # type: ignore[assignment]
-            inputs.contiguous(), ours.to(dtype), recurrent.to(dtype), (bias + other).to(dtype)
-        )
-        if place is not None:
-            forward, backward = hidden.chunk(2, 2)
-            hidden = torch.cat([forward, _Turn.apply(backward, place)], 3)  # type: ignore[list-item]
-        if lengths is not None:
-            padding = torch.arange(len(hidden))[:, None] >= lengths
-            hidden = hidden.masked_fill(padding.to(device)[..., None, None], 0.0)
-        return hidden.permute(2, 1, 0, 3)
+    place = _backwards(lengths, *features.shape[1:3]).to(features.device) if len(weights) > 4 else None
+    outputs = _run(features, *weights[:4])
+    if place is not None:
+        turned = _run(_Turn.apply(features, place), *weights[4:])  # type: ignore[arg-type]
+        outputs = torch.cat([outputs, _Turn.apply(turned, place)], -1)  # type: ignore[list-item]
+    if lengths is None:
+        return outputs
+    padding = torch.arange(outputs.shape[2]) >= lengths[:, None]
+    return outputs.masked_fill(padding[..., None].to(outputs.device), 0.0)
 
 
-def _turned(lengths: Tensor | None, inputs: Tensor) -> Tensor:
-    """Row of (T * B) rows where each utterance's frame is found when it is read from its end; padding stays."""
-    frames, batch = inputs.shape[:2]
-    time = torch.arange(frames)[:, None]
-    ends = torch.full((batch,), frames) if lengths is None else lengths
-    return (torch.where(time < ends, ends - 1 - time, time) * batch + torch.arange(batch)).flatten()
+def _run(features: Tensor, *weights: Tensor) -> Tensor:
+    """K LSTMs from the first frame to the last, (K, B, T, I) to (K, B, T, H)."""
+    inputs = features
+    if features.is_cuda and (missing := -features.shape[-1] % _CUDNN_MULTIPLE):
+        inputs, weights = F.pad(features, (0, missing)), (F.pad(weights[0], (0, missing)), *weights[1:])
+    # One after the other in memory, as cuDNN wants those of an LSTM.
+    flat = torch.cat([weight.flatten(1) for weight in weights], 1)
+    zeros = features.new_zeros(1, features.shape[1], weights[1].shape[-1])
+    outputs = []
+    for own, row in zip(inputs, flat, strict=True):
+        parts = row.split([weight[0].numel() for weight in weights])
+        each = [part.view(weight.shape[1:]) for part, weight in zip(parts, weights, strict=True)]
+        # Biases, one layer, no dropout, ready for a gradient, one direction, batch first.
+        outputs.append(torch.lstm(own, (zeros, zeros), each, True, 1, 0.0, True, False, True)[0])
+    return torch.stack(outputs)
+
+
+def _backwards(lengths: Tensor | None, batch: int, frames: int) -> Tensor:
+    """Row of (B * T) rows where each frame is found when its utterance is read from its end; padding stays."""
+    time = torch.arange(frames)
+    ends = torch.full((batch, 1), frames) if lengths is None else lengths[:, None]
+    return (torch.where(time < ends, ends - 1 - time, time) + frames * torch.arange(batch)[:, None]).flatten()
 
 
 class _Turn(torch.autograd.Function):
-    """Rows of (T, B, ...) in another order that undoes itself: the gradient is no sum over rows, but a look-up too."""
+    """Rows of (K, B, T, D) in another order that undoes itself: the gradient is no sum over rows, but a look-up too."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, place: Tensor) -> Tensor:
         ctx.save_for_backward(place)
-        return rows.flatten(0, 1).index_select(0, place).view(rows.shape)
+        return rows.flatten(1, 2).index_select(1, place).view(rows.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (place,) = ctx.saved_tensors
-        return grads[0].flatten(0, 1).index_select(0, place).view(grads[0].shape), None
-
-
-class _Recurrence(torch.autograd.Function):
-    """G LSTMs forward in time, from zeros.
-
-    Everything is laid out as (T, B, G, ...): a frame of all groups is one matrix for the cells, and all frames of one
-    group are one matrix for the products, so that nothing is copied for either. Cells are float32 at least.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, ours: Tensor, recurrent: Tensor, bias: Tensor) -> Tensor:
-        """Args: inputs (T, B, G, I); weights (G, 4H, I), (G, 4H, H) and (G, 4H). Returns (T, B, G, H)."""
-        frames, batch, groups = inputs.shape[:3]
-        units = recurrent.shape[2]
-        wide = torch.promote_types(inputs.dtype, torch.float32)
-        gates = inputs.new_empty(frames, batch, groups, 4 * units, dtype=wide)
-        _multiply(_by_group(inputs), ours.transpose(1, 2), _by_group(gates))
-        gates += bias
-        hidden = inputs.new_empty(frames, batch, groups, units)
-        product = gates.new_zeros(batch * groups, 4 * units)
-        by_group = product.view(batch, groups, 4 * units).transpose(0, 1)
-        weight = recurrent.transpose(1, 2)
-        cell = gates.new_zeros(batch * groups, units)
-        step = torch.ops.aten._thnn_fused_lstm_cell if gates.is_cuda else _cell
-        cells, activated = [cell], []
-        state = None
-        for gate, output, next_state in zip(
-            gates.flatten(1, 2).unbind(), hidden.flatten(1, 2).unbind(), hidden.transpose(1, 2).unbind(), strict=True
-        ):
-            if state is not None:
-                _multiply(state, weight, by_group)
-            new, cell, work = step(gate, product, cell)
-            output.copy_(new)
-            cells.append(cell)
-            activated.append(work)
-            state = next_state
-        ctx.save_for_backward(inputs, ours, recurrent, hidden, *cells, *activated)
-        return hidden
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        inputs, ours, recurrent, hidden, *steps = ctx.saved_tensors
-        frames, batch, groups, units = hidden.shape
-        cells, activated = steps[: frames + 1], steps[frames + 1 :]
-        # A step adds to this in place what comes from the frame after it.
-        grad = grads[0].to(activated[0].dtype, copy=True, memory_format=torch.contiguous_format)
-        of_gates = hidden.new_empty(frames, batch, groups, 4 * units)
-        of_cell = torch.zeros_like(cells[0])
-        step = torch.ops.aten._thnn_fused_lstm_cell_backward_impl if hidden.is_cuda else _cell_backward
-        own, by_group = grad.flatten(1, 2).unbind(), grad.transpose(1, 2).unbind()
-        kept, kept_by_group = of_gates.flatten(1, 2).unbind(), of_gates.transpose(1, 2).unbind()
-        for t in range(frames - 1, -1, -1):
-            if t + 1 < frames:
-                _add_product(kept_by_group[t + 1], recurrent, by_group[t])
-            of_gate, of_cell, _ = step(own[t], of_cell, cells[t], cells[t + 1], activated[t], False)
-            kept[t].copy_(of_gate)
-        by_group = _by_group(of_gates)
-        of_inputs = None
-        if ctx.needs_input_grad[0]:
-            of_inputs = torch.empty_like(inputs)
-            torch.bmm(by_group, ours, out=_by_group(of_inputs))
-        of_ours = torch.bmm(by_group.transpose(1, 2), _by_group(inputs))
-        of_recurrent = torch.bmm(_by_group(of_gates[1:]).transpose(1, 2), _by_group(hidden[:-1]))
-        return of_inputs, of_ours, of_recurrent, of_gates.sum((0, 1))
-
-
-def _by_group(tensor: Tensor) -> Tensor:
-    """(T, B, G, X) as (G, T * B, X), not copied."""
-    return tensor.flatten(0, 1).transpose(0, 1)
-
-
-def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
-    if left.dtype == out.dtype:
-        torch.bmm(left, right, out=out)
-    elif left.is_cuda:
-        torch.bmm(left, right, out_dtype=out.dtype, out=out)
-    else:
-        out.copy_(torch.bmm(left, right))
-
-
-def _add_product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    if left.dtype == out.dtype:
-        torch.baddbmm(out, left, right, out=out)
-    elif left.is_cuda:
-        torch.baddbmm(out, left, right, out_dtype=out.dtype, out=out)
-    else:
-        out += torch.bmm(left, right)
-
-
-def _cell(gates: Tensor, more: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the fused kernel does: hidden state, cell, and what the backward step needs of the gates."""
-    let_in, forget, new, let_out = (gates + more).chunk(4, 1)
-    let_in, forget, new, let_out = let_in.sigmoid(), forget.sigmoid(), new.tanh(), let_out.sigmoid()
-    cell = forget * cell + let_in * new
-    return let_out * cell.tanh(), cell, torch.cat([let_in, forget, new, let_out], 1)
-
-
-def _cell_backward(
-    grad: Tensor, of_cell: Tensor, before: Tensor, cell: Tensor, activated: Tensor, has_bias: bool
-) -> tuple[Tensor, Tensor, None]:
-    """What the fused kernel does: gradient of the gates, and of the cell before."""
-    let_in, forget, new, let_out = activated.chunk(4, 1)
-    squashed = cell.tanh()
-    of_cell = of_cell + grad * let_out * (1 - squashed * squashed)
-    parts: Sequence[Tensor] = (
-        of_cell * new * let_in * (1 - let_in),
-        of_cell * before * forget * (1 - forget),
-        of_cell * let_in * (1 - new * new),
-        grad * squashed * let_out * (1 - let_out),
-    )
-    return torch.cat(list(parts), 1), of_cell * forget, None
+        return grads[0].flatten(1, 2).index_select(1, place).view(grads[0].shape), None
