@@ -47,7 +47,7 @@ def superb_s(values: Mapping[str, float], baseline: System | None = None, best: 
 
     Args:
         values: by column of ``published.csv``, all eleven.
-        baseline: scores 0; the FBANK row of 2021 by default.
+        baseline: scores 0; by default the board's FBANK row.
         best: scores 1000; the SOTA row of 2021 by default.
 
     Raises:

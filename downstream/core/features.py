@@ -117,20 +117,24 @@ class FeatureStore:
         self._pending[name] = states
         self._size += states.nbytes
 
-    def flush(self, least: int = SHARD_BYTES) -> None:
+    def flush(self, least: int = SHARD_BYTES) -> bool:
         """Write what was added as one shard, where it is at least so many bytes; :meth:`finish` waits for it.
+
+        Returns:
+            Whether it is being written.
 
         Raises:
             NotKept: the budget is spent, or the disk full.
             OSError: it, or the shard before, cannot be written.
         """
         if not self._pending or self._size < least:
-            return
+            return False
         assert self._writer is not None, "within filling()"
         self._wait()
         self.check_room(self._size)
         self._writing = self._writer.submit(self._write, self._pending)
         self._pending, self._size = {}, 0
+        return True
 
     def finish(self) -> None:
         """Write all that was added. Raises what :meth:`flush` does."""

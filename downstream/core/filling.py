@@ -25,6 +25,7 @@ from .upstream import Upstream
 
 log = logging.getLogger(__name__)
 
+_WRITE_SECONDS = 60.0  # after which what there is is written
 _FILL_SECONDS = 120.0  # of audio, padding counted, that go through the upstream together
 
 
@@ -83,7 +84,8 @@ def _compute(store: FeatureStore, ear: Ear, draws: Sequence[Draw], missing: dict
     batches = [[draw for draw in batch if draw.stretch in missing] for batch in _by_length(draws)]
     seconds = sum(stretch.samples for stretch in missing) / SAMPLE_RATE
     log.info("Computing hidden states of %d utterances (%.2f h)", len(missing), seconds / 3600)
-    started, left_out = time.monotonic(), 0
+    started = written = time.monotonic()
+    left_out = 0
     with tqdm(total=len(missing), desc="computing features", unit="utterance") as bar:
         try:
             for heard, wave in _decoded([batch for batch in batches if batch], waves):
@@ -92,7 +94,10 @@ def _compute(store: FeatureStore, ear: Ear, draws: Sequence[Draw], missing: dict
                         left_out += 1
                     else:
                         store.add(missing[draw.stretch], state)
-                store.flush()
+                # On a slow machine a full shard is long in coming, and a run may be killed before.
+                late = time.monotonic() > written + _WRITE_SECONDS
+                if store.flush(0) if late else store.flush():
+                    written = time.monotonic()
                 bar.update(len(heard))
         except KeyboardInterrupt:
             store.finish()

@@ -134,10 +134,10 @@ def keep_features(
         f"Hidden states are not kept but computed anew for each batch: {why_not}."
         if why_not
         else f"The {'means over time of hidden states' if pooled else 'hidden states'} of {len(states)} of "
-        f"{len(draws)} utterances are kept in {store.folder} ({gigabytes(size)}, {str(dtype).removeprefix('torch.')})"
+        f"{len(draws)} utterances are kept ({gigabytes(size)}, {str(dtype).removeprefix('torch.')})"
         f"{cropped}."
     )
-    log.info(note)
+    log.info("%s In %s", note, store.folder)
     return Kept(note, ear, states, _fits(size, config.features.memory_gb, device))
 
 

@@ -70,15 +70,20 @@ def starting_point(args: argparse.Namespace, folder: Path) -> tuple[Path | None,
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, by default a GPU if there is one. Raises ValueError where there is none."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of that name, by default a GPU if there is one, which is then told to suit batches of any lengths.
+
+    Raises:
+        ValueError: there is none.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise ValueError(f"--device {name} is no device: use cuda or cpu") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no GPU that torch can use; leave it out to run on the CPU")
+    if device.type == "cuda":
+        # cuDNN's attention makes a plan for each new shape, and ours hardly come twice: others are faster here.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 
