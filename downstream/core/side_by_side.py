@@ -33,6 +33,7 @@ class SideBySide:
     def __init__(self, task: Task, heads: Sequence[nn.Module]):
         self.task, self.heads = task, list(heads)
         self._loss = _Loss(task, self.heads[0])
+        self._parameters = [dict(head.named_parameters(prefix="head")) for head in self.heads]
         # What a module writes into its own buffers under vmap would be lost.
         self._stacks = len(self.heads) > 1 and not any(True for _ in self.heads[0].buffers())
 
@@ -58,8 +59,7 @@ class SideBySide:
         return self._in_turn(features, lengths, targets)
 
     def _together(self, features: Tensor, lengths: Tensor, targets: Sequence[Any]) -> Losses:
-        own = [dict(head.named_parameters(prefix="head")) for head in self.heads]
-        parameters = {name: torch.stack([each[name] for each in own]) for name in own[0]}
+        parameters = {name: torch.stack([own[name] for own in self._parameters]) for name in self._parameters[0]}
 
         def loss(parameters: dict[str, Tensor], features: Tensor) -> Losses:
             return functional_call(self._loss, parameters, (features, lengths, targets))

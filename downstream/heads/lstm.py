@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -78,15 +79,15 @@ def _run(features: Tensor, *weights: Tensor) -> Tensor:
     inputs = features
     if features.is_cuda and (missing := -features.shape[-1] % _CUDNN_MULTIPLE):
         inputs, weights = F.pad(features, (0, missing)), (F.pad(weights[0], (0, missing)), *weights[1:])
-    # One after the other in memory, as cuDNN wants those of an LSTM.
-    flat = torch.cat([weight.flatten(1) for weight in weights], 1)
     zeros = features.new_zeros(1, features.shape[1], weights[1].shape[-1])
-    outputs = []
-    for own, row in zip(inputs, flat, strict=True):
-        parts = row.split([weight[0].numel() for weight in weights])
-        each = [part.view(weight.shape[1:]) for part, weight in zip(parts, weights, strict=True)]
-        # Biases, one layer, no dropout, ready for a gradient, one direction, batch first.
-        outputs.append(torch.lstm(own, (zeros, zeros), each, True, 1, 0.0, True, False, True)[0])
+    with warnings.catch_warnings():
+        # Of weights that are not in one piece: what was just stacked is copied anyway.
+        warnings.filterwarnings("ignore", "RNN module weights")
+        outputs = [
+            # With biases, one layer, no dropout, ready for a gradient, one direction, batch first.
+            torch.lstm(own, (zeros, zeros), each, True, 1, 0.0, True, False, True)[0]
+            for own, *each in zip(inputs, *weights, strict=True)
+        ]
     return torch.stack(outputs)
 
 

@@ -59,13 +59,14 @@ def spec_augment(features: Tensor, lengths: Tensor, config: SpecAugmentConfig) -
     batch, frames, width = features.shape[-3:]
     if config.apply_time_warp:
         features = _interpolate(features, *_warp(lengths, frames, config.time_warp_window))
-    removed = torch.zeros(batch, 1, 1, dtype=torch.bool)
     if config.apply_freq_mask and config.num_freq_mask:
-        removed = removed | _mask(batch, width, config.freq_mask_width_range, config.num_freq_mask)[:, None, :]
+        mask = _mask(batch, width, config.freq_mask_width_range, config.num_freq_mask)
+        features = features.masked_fill(mask[:, None, :].to(features.device), 0.0)
     if config.apply_time_mask and config.num_time_mask:
         mask = _mask(batch, int(lengths.max()), config.time_mask_width_range, config.num_time_mask)
-        removed = removed | F.pad(mask, (0, frames - mask.shape[1]))[:, :, None]
-    return features.masked_fill(removed.to(features.device), 0.0)
+        mask = F.pad(mask, (0, frames - mask.shape[1]))
+        features = features.masked_fill(mask[:, :, None].to(features.device), 0.0)
+    return features
 
 
 def _warp(lengths: Tensor, frames: int, window: int) -> tuple[Tensor, Tensor]:
@@ -111,11 +112,11 @@ def _interpolate(features: Tensor, at: Tensor, share: Tensor) -> Tensor:
     """Sums of frames of (..., B, T, D): those that ``at`` (B, T, 4) names, each times its ``share`` (B, T, 4)."""
     batch, frames, width = features.shape[-3:]
     rows = features.reshape(-1, width)
-    first = torch.arange(0, len(rows), frames).view(-1, batch, 1, 1)
-    at, share = (each.flatten(0, 2) for each in torch.broadcast_tensors(at + first, share))
+    first = torch.arange(0, len(rows), frames, device=rows.device).view(-1, batch, 1, 1)
+    at, share = torch.broadcast_tensors(at.to(rows.device) + first, share.to(rows))
     # One kernel forward and few backward, where looking up and adding one of the four after another takes dozens.
-    share = share.to(features)
-    return F.embedding_bag(at.to(features.device), rows, mode="sum", per_sample_weights=share).view(features.shape)
+    bags = F.embedding_bag(at.flatten(0, 2), rows, mode="sum", per_sample_weights=share.flatten(0, 2))
+    return bags.view(features.shape)
 
 
 def _mask(batch: int, size: int, widths: list[int], count: int) -> Tensor:
