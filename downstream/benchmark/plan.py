@@ -166,7 +166,7 @@ class Benchmark:
             slots: how many runs there are at a time.
             devices: on what, in words.
         """
-        rows = [("upstream", "task", "status", "steps", "heads", "minutes", "disk")]
+        rows: list[tuple[str, ...]] = [("upstream", "task", "status", "steps", "heads", "minutes", "disk")]
         for run in self.runs:
             folds, steps = self.corpora[run.task].folds, str(run.config.runner.total_steps)
             what = ("-", "-") if not run.heads else (f"{folds} x {steps}" if folds > 1 else steps, str(run.heads))

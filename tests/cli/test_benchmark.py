@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
+
+from s3prl_distiller.cli import benchmark as command
 
 from .conftest import BUNDLE, Commands, Finished
 from .tiny_runs import says
@@ -175,6 +178,26 @@ def test_nothing_of_another_benchmark_is_touched(
     finally:
         upstream.write_bytes(kept)
     assert contents(again) == before
+
+
+def test_places_for_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every GPU that may be seen, by the name that CUDA_VISIBLE_DEVICES has for it; cores are shared out."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(command, "cores", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for seen, names in (("", ["0", "1"]), ("5,MIG-1a", ["5", "MIG-1a"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+        assert command._gpus(cuda) == names
+    slots = command._slots(cuda, ["5", "MIG-1a"], 2)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["5", "MIG-1a", "5", "MIG-1a"]
+    assert {slot["OMP_NUM_THREADS"] for slot in slots} == {"4"}
+    # --device cuda:1 is passed on as it is: the number counts among those that are seen.
+    assert command._gpus(torch.device("cuda:1")) == ["MIG-1a"]
+    assert command._slots(torch.device("cuda:1"), ["MIG-1a"], 1) == [{}]
+    assert command._gpus(cpu) == [] and command._slots(cpu, [], 1) == [{}]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert command._slots(cpu, [], 2) == [{}, {}]
 
 
 def test_a_dry_run_leaves_nothing(commands: Commands, minis: Path, tmp_path: Path) -> None:
