@@ -1,4 +1,4 @@
-"""An LSTM that is nn.LSTM when its head is alone, and fast when several heads are trained side by side."""
+"""An LSTM of padded sequences without packing, of one head or of several that are trained side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .stacked import at_once, is_stacked
 
@@ -18,7 +17,10 @@ _CUDNN_MULTIPLE = 128
 
 
 class LSTM(nn.LSTM):
-    """As ``nn.LSTM``, the names of its weights too, with padding where that needs packing.
+    """As ``nn.LSTM`` of packed sequences, the names of its weights too.
+
+    Packing is slow: cuDNN has its fast kernels for unpacked sequences only, and on a CPU the backward pass of a packed
+    sequence takes time that grows with the square of its length.
 
     Args:
         size: of the inputs.
@@ -36,29 +38,24 @@ class LSTM(nn.LSTM):
             lengths: (B,) frames of each, on the CPU: what comes after them has no influence, and gives zeros. None: all
                 frames count.
         """
-        if is_stacked():
-            return self._stacked(features, lengths)
-        if lengths is None:
-            return super().forward(features)[0]
-        packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(super().forward(packed)[0], batch_first=True, total_length=features.shape[1])[0]
-
-    def _stacked(self, features: Tensor, lengths: Tensor | None) -> Tensor:
         directions = 2 if self.bidirectional else 1
-        weights = self.all_weights
-        for first in range(0, len(weights), directions):
-            layer = chain.from_iterable(weights[first : first + directions])
-            features = at_once(partial(_layer, lengths), features, *layer)
+        layer = partial(_layer, lengths)
+        for first in range(0, len(self.all_weights), directions):
+            weights = list(chain.from_iterable(self.all_weights[first : first + directions]))
+            if is_stacked():
+                features = at_once(layer, features, *weights)
+            else:
+                features = layer(features[None], *(weight[None] for weight in weights))[0]
         return features
 
 
 def _layer(lengths: Tensor | None, features: Tensor, *weights: Tensor) -> Tensor:
     """One layer of K heads, (K, B, T, I) to (K, B, T, directions * H).
 
-    Each head and each direction is an LSTM of its own, in one direction and over unpacked sequences, because that is
-    what cuDNN has its fast kernels for: they keep the weights on the chip from one frame to the next, where a product a
-    frame, of all heads together too, reads them again for each. Packing is not needed for it: a direction that reads an
-    utterance from its own end meets the padding last, as the other one does.
+    Each head and each direction is an LSTM of its own, in one direction and over unpacked sequences. cuDNN's kernels
+    for these keep the weights on the chip from one frame to the next, where a product a frame, of all heads together too,
+    reads them again for each. Padding has no influence: a direction that reads an utterance from its own end meets it
+    last, as the other one does.
 
     Args:
         weights: those of one direction after those of the other, each with a first dimension of heads.

