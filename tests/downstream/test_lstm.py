@@ -24,21 +24,12 @@ def together(modules: Sequence[LSTM], features: Tensor, lengths: Tensor | None) 
         return vmap(lambda own, x: functional_call(modules[0], own, (x, lengths)))(parameters, features)
 
 
-def packed(module: nn.LSTM, features: Tensor, lengths: Tensor | None) -> Tensor:
+def packed(module: LSTM, features: Tensor, lengths: Tensor | None) -> Tensor:
     """What nn.LSTM itself gives."""
-    plain = nn.LSTM(
-        module.input_size,
-        module.hidden_size,
-        module.num_layers,
-        batch_first=True,
-        bidirectional=module.bidirectional,
-        dtype=features.dtype,
-    )
     if lengths is None:
-        return functional_call(plain, dict(module.named_parameters()), (features,))[0]
+        return nn.LSTM.forward(module, features)[0]
     rows = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
-    output = functional_call(plain, dict(module.named_parameters()), (rows,))[0]
-    return pad_packed_sequence(output, batch_first=True, total_length=features.shape[1])[0]
+    return pad_packed_sequence(nn.LSTM.forward(module, rows)[0], batch_first=True, total_length=features.shape[1])[0]
 
 
 def compare(modules: Sequence[LSTM], features: Tensor, lengths: Tensor | None, tolerance: float) -> None:
@@ -158,9 +149,9 @@ def test_on_a_gpu(dtype, size):
     leaves = [features, *(parameter for module in modules for parameter in module.parameters())]
     # TF32, cuDNN's default, is not exact.
     with torch.backends.cudnn.flags(allow_tf32=False):
-        exact = torch.stack([module(own, lengths) for module, own in zip(modules, features, strict=True)])
+        exact = torch.stack([packed(module, own, lengths) for module, own in zip(modules, features, strict=True)])
     with torch.autocast("cuda", dtype, enabled=dtype is not None):
-        alone = torch.stack([module(own, lengths) for module, own in zip(modules, features, strict=True)])
+        alone = torch.stack([packed(module, own, lengths) for module, own in zip(modules, features, strict=True)])
         found = together(modules, features, lengths)
     assert found.dtype == alone.dtype
     of_output = torch.randn(exact.shape, device="cuda")
