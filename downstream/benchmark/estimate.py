@@ -48,7 +48,8 @@ def look(benchmark: Benchmark, device: torch.device | None) -> dict[str, Cost]:
     estimator = Estimator(device, benchmark.corpora) if device is not None and benchmark.pending else None
     for upstream in benchmark.upstreams:
         own = [run for run in benchmark.runs if run.upstream == upstream]
-        made = {run.name: print_ for run in own if (print_ := fingerprint_of(run.folder)) is not None}
+        places = {run.name: run.folder for run in own} | {f"the cost of {upstream.label}": own[0].folder.parent}
+        made = {name: print_ for name, place in places.items() if (print_ := fingerprint_of(place)) is not None}
         pending = [run for run in own if run in benchmark.pending]
         if not made and (estimator is None or not pending):
             continue

@@ -20,6 +20,7 @@ from .tiers import TASKS, Flat, Tier, absolute_paths, as_override, load_config, 
 from .upstreams import Upstream, check_upstreams, read_upstreams
 
 RESULT = "metrics-test.json"
+COST = "cost.json"
 
 DONE, BEGUN, NEW, AGAIN = "done", "go on", "new", "failed before: try again"
 
@@ -118,7 +119,9 @@ def check_same(run: Run) -> None:
 
 
 def fingerprint_of(folder: Path) -> str | None:
-    """Of the upstream that a run was made on; None where nothing was made yet."""
+    """Of the upstream that a run was made on, or whose cost was measured; None where nothing was made yet."""
+    if (folder / COST).is_file():
+        return checkpoint.load_json(folder / COST).get("fingerprint")
     for place in (folder, *sorted(folder.glob("fold*/"))):
         newest = newest_checkpoint(place)
         path = place / RESULT

@@ -260,15 +260,15 @@ def _job(benchmark: Any, run: Any, costs: dict[str, Any]) -> Any:
 
 def _measurements(benchmark: Any) -> list[Any]:
     """What each upstream costs, where that is not known yet."""
-    launch, jobs = _module("launch"), []
+    launch, cost, jobs = _module("launch"), _module("plan").COST, []
     for upstream in benchmark.upstreams:
         place, config = benchmark.folder / upstream.label, benchmark.runs[0].config.upstream
         ckpt = [] if upstream.ckpt is None else ["-k", upstream.ckpt]
         layer = [] if config.layer is None else ["-l", str(config.layer)]
         what = ["-m", "measure", "-u", upstream.name, *ckpt, "-s", config.feature, *layer, "-p", str(place)]
         command = [*_entry(), *what, *benchmark.options]
-        if not (place / "cost.json").is_file():
-            jobs.append(launch.Job(upstream.label, command, place, place / "cost.json"))
+        if not (place / cost).is_file():
+            jobs.append(launch.Job(upstream.label, command, place, place / cost))
     return jobs
 
 

@@ -14,14 +14,17 @@ from hypothesis import strategies as st
 from s3prl_distiller.downstream.benchmark import estimate, places, plan, record, tiers, upstreams
 from s3prl_distiller.downstream.core import run as core
 
-from s3prl_distiller import settings
+from s3prl_distiller import checkpoint, settings
 from s3prl_distiller.cli import downstream as command_line
 from s3prl_distiller.data.utterance import Utterance
 
 # -- upstreams
 
+# An argument of a command holds no NUL.
+_ARGUMENTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 
-@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=6, unique=True))
+
+@given(st.lists(_ARGUMENTS, min_size=1, max_size=6, unique=True))
 def test_labels_name_folders(names: list[str]) -> None:
     """Whatever upstreams are called: one label each, none twice (case aside), none that leaves the folder."""
     try:
@@ -129,15 +132,16 @@ def test_a_tier_that_cannot_be(content: Any, parts: tuple[str, ...], tmp_path: P
 
 def test_who_has_the_last_word(minisuperb: Path, tmp_path: Path) -> None:
     """The tier over the task's own settings, options over the tier, -o over options, that of one task over all."""
+    tier = tiers.load_tier("mini")
     values = plan.values_of(
-        tiers.load_tier("mini"),
+        tier,
         ["asr", "ks", "qbe"],
         {"search.seeds": 3, "runner.seed": 5},
         ["runner.total_steps=7,asr.runner.total_steps=9", "config.runner.fp16=false", "asr.task.lm=x.arpa"],
     )
     assert (values["asr"]["runner.total_steps"], values["ks"]["runner.total_steps"]) == (9, 7)
     assert values["ks"]["runner.precision"] == "float32" and values["ks"]["runner.seed"] == 5
-    assert values["asr"]["task.hidden"] == 256 and values["asr"]["search.seeds"] == 3
+    assert values["asr"]["task.hidden"] == tier.of("asr")["task.hidden"] != 1024 and values["asr"]["search.seeds"] == 3
     assert values["asr"]["task.lm"] == str(Path("x.arpa").absolute())
     # Nothing is searched where nothing is trained.
     assert not any(key.startswith("search.") for key in values["qbe"])
@@ -220,7 +224,10 @@ def test_statuses(minisuperb: Path, tmp_path: Path) -> None:
     assert {run.task: run.status for run in benchmark.runs} == {"ks": plan.AGAIN, "qbe": plan.DONE, "er": plan.BEGUN}
     assert [run.task for run in benchmark.pending] == ["ks", "er"]
     table = benchmark.table({run.name: plan.Cost(90, 10**9) for run in benchmark.pending}, 2, "2 GPUs")
-    assert "5 x 100" in table and "3.0 minutes of runs" in table and "90 s on 2 GPUs" in table and "2 of 3" in table
+    steps = tiers.load_tier("mini").of("er")["runner.total_steps"]
+    assert (
+        f"5 x {steps}" in table and "3.0 minutes of runs" in table and "90 s on 2 GPUs" in table and "2 of 3" in table
+    )
     # Done, but otherwise.
     config = settings.plain(next(run for run in benchmark.runs if run.task == "qbe").config)
     config["data"]["num_workers"] = 3
@@ -247,7 +254,7 @@ def test_what_may_be_added_and_what_may_not(minisuperb: Path, minisuperb_copy: P
     for changed, part in (
         ({"tier": "superb", **same}, "the tier is mini there and superb"),
         ({"options": {}}, "search.seeds of ks is 2 there and the task's own"),
-        ({**same, "overrides": ["runner.total_steps=3"]}, "runner.total_steps of ks is 400 there and 3"),
+        ({**same, "overrides": ["runner.total_steps=3"]}, r"runner.total_steps of ks is \d+ there and 3"),
         ({**same, "data": [str(minisuperb_copy)]}, "the data of ks"),
         ({**same, "upstreams": ["b=mfcc"]}, "the upstream of b is fbank_no_cmvn there and mfcc"),
         ({**same, "teacher": "c"}, "--teacher c is none of the labels fbank, mfcc, b"),
@@ -265,6 +272,23 @@ def minisuperb_copy(minisuperb: Path, tmp_path: Path) -> Path:
         for path in (minisuperb / name).iterdir():
             (tmp_path / "copy" / name / path.name).symlink_to(path)
     return tmp_path / "copy"
+
+
+def test_whose_weights_were_benchmarked(tmp_path: Path) -> None:
+    """A finished run, one that was begun, one of several folds, and a measurement all say it; nothing says None."""
+    for name, path, content in (
+        ("done", "metrics-test.json", {"upstream": {"fingerprint": "a"}}),
+        ("folds", "fold2/metrics-test.json", {"upstream": {"fingerprint": "b"}}),
+        ("measured", "cost.json", {"fingerprint": "c"}),
+    ):
+        (tmp_path / name / path).parent.mkdir(parents=True)
+        (tmp_path / name / path).write_text(json.dumps(content))
+    begun = tmp_path / "begun" / "states-3"
+    checkpoint.save_folder(
+        begun, {"config.json": lambda path: checkpoint.save_json({"upstream": {"fingerprint": "d"}}, path)}
+    )
+    names = ("done", "folds", "measured", "begun", "nothing")
+    assert [plan.fingerprint_of(tmp_path / name) for name in names] == ["a", "b", "c", "d", None]
 
 
 # -- estimates
