@@ -135,6 +135,8 @@ def _run_here(args: argparse.Namespace, folder: Path) -> int:
     benchmark = _prepare(args, folder)
     gpus = _gpus(device)
     slots = _slots(device, gpus, args.jobs or 1)
+    if _THREADS in slots[0]:
+        torch.set_num_threads(int(slots[0][_THREADS]))  # as each run will have
     log.info("Looking at the upstreams")
     costs = _module("estimate").look(benchmark, device)
     on = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else "the CPU"
