@@ -16,11 +16,11 @@ from s3prl_distiller import checkpoint, settings
 from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.engine import Member, distributed
 
+from ..features.kept import Kept, keep_features
 from .batches import EvalOrder, LabelledBatch, TrainOrder, load_waves, make_loader
 from .config import DownstreamConfig
 from .corpus import fingerprint
 from .featurizer import Featurizer, featurize
-from .kept import Kept, keep_features
 from .search import variants
 from .side_by_side import SideBySide
 from .task import Predict, Row, Task

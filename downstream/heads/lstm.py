@@ -53,9 +53,9 @@ def _layer(lengths: Tensor | None, features: Tensor, *weights: Tensor) -> Tensor
     """One layer of K heads, (K, B, T, I) to (K, B, T, directions * H).
 
     Each head and each direction is an LSTM of its own, in one direction and over unpacked sequences. cuDNN's kernels
-    for these keep the weights on the chip from one frame to the next, where a product a frame, of all heads together too,
-    reads them again for each. Padding has no influence: a direction that reads an utterance from its own end meets it
-    last, as the other one does.
+    for these keep the weights on the chip from one frame to the next, where a product a frame, of all heads together
+    too, reads them again for each. Padding has no influence: a direction that reads an utterance from its own end meets
+    it last, as the other one does.
 
     Args:
         weights: those of one direction after those of the other, each with a first dimension of heads.

@@ -19,13 +19,14 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3prl_distiller.downstream.core import features, filling
 from s3prl_distiller.downstream.core.batches import Waves, make_loader
 from s3prl_distiller.downstream.core.config import DataConfig, DownstreamConfig, FeaturesConfig, UpstreamConfig
 from s3prl_distiller.downstream.core.draws import Draw, EvalOrder, Stretch, TrainOrder, eval_draw
 from s3prl_distiller.downstream.core.expert import _zero_padding
-from s3prl_distiller.downstream.core.kept import Kept, keep_features
 from s3prl_distiller.downstream.core.upstream import Upstream, load_upstream
+from s3prl_distiller.downstream.features import filling
+from s3prl_distiller.downstream.features.kept import Kept, keep_features
+from s3prl_distiller.downstream.features.store import FeatureStore
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_distiller import audio
@@ -451,7 +452,7 @@ def test_what_is_there_is_not_computed_again(noise, tmp_path):
 
 def small_shards(monkeypatch, seconds: float = 0.3) -> None:
     """Of a batch each, and batches of at most so much audio."""
-    monkeypatch.setattr(features.FeatureStore.flush, "__defaults__", (1,))
+    monkeypatch.setattr(FeatureStore.flush, "__defaults__", (1,))
     monkeypatch.setattr(filling, "_FILL_SECONDS", seconds)
 
 
@@ -510,7 +511,7 @@ def test_other_stores_and_the_disk_count(noise, tmp_path, monkeypatch):
     assert not found and "holds 0.2 MB" in found.note and (other / "states.safetensors").exists()
     assert keep(means(), task_of(dev=noise), config_of(tmp_path, options={"disk_gb": 300_000 / 1e9}))
     shutil.rmtree(tmp_path / "store")
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000_001))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000_001))
     found = keep(means(), task_of(dev=noise), config_of(tmp_path))
     assert not found and "2.00 GB stay free" in found.note
 

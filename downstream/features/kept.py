@@ -15,13 +15,13 @@ from s3prl_distiller.data.config import cache_folder
 from s3prl_distiller.data.corpus import samples_of
 from s3prl_distiller.engine import distributed
 
-from .batches import Waves
-from .config import DownstreamConfig
-from .draws import Draw, Stretch, eval_draw, train_samples
-from .features import FeatureStore, Names, gigabytes
+from ..core.batches import Waves
+from ..core.config import DownstreamConfig
+from ..core.draws import Draw, Stretch, eval_draw, train_samples
+from ..core.task import Task
+from ..core.upstream import Upstream
 from .filling import Ear, fill, peak
-from .task import Task
-from .upstream import Upstream
+from .store import FeatureStore, Names, gigabytes
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from s3prl_distiller.audio import SAMPLE_RATE, AudioError
 from s3prl_distiller.data.config import cores
 
-from .batches import Waves
-from .draws import Draw, Stretch
-from .features import FeatureStore, NotKept
-from .upstream import Upstream
+from ..core.batches import Waves
+from ..core.draws import Draw, Stretch
+from ..core.upstream import Upstream
+from .store import FeatureStore, NotKept
 
 log = logging.getLogger(__name__)
 
