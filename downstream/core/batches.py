@@ -23,8 +23,6 @@ from s3prl_distiller.engine import distributed
 
 from .config import DataConfig
 from .draws import Draw
-from .draws import EvalOrder as EvalOrder
-from .draws import TrainOrder as TrainOrder
 from .task import Task
 
 

@@ -17,9 +17,10 @@ from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.engine import Member, distributed
 
 from ..features.kept import Kept, keep_features
-from .batches import EvalOrder, LabelledBatch, TrainOrder, load_waves, make_loader
+from .batches import LabelledBatch, load_waves, make_loader
 from .config import DownstreamConfig
 from .corpus import fingerprint
+from .draws import EvalOrder, TrainOrder
 from .featurizer import Featurizer, featurize
 from .search import variants
 from .side_by_side import SideBySide

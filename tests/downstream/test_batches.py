@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3prl_distiller.downstream.core.batches import EvalOrder, TrainOrder, Waves, load_waves, make_loader
+from s3prl_distiller.downstream.core.batches import Waves, load_waves, make_loader
 from s3prl_distiller.downstream.core.config import DataConfig
+from s3prl_distiller.downstream.core.draws import EvalOrder, TrainOrder
 
 from s3prl_distiller import audio
 from s3prl_distiller.audio import SAMPLE_RATE
