@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("with -d superb").add_argument
     add("--tasks", metavar="TASK,...", help="only these of the ten")
     add("--tier", metavar="TIER", help="mini, superb (the official protocol) or a YAML file; default: as the data is")
-    add("--jobs", metavar="N", type=int, help="runs at a time on each GPU, or on the CPU (default 1)")
+    add("--jobs", metavar="N", type=int, help="runs at a time on each GPU (default 1), or on the CPU (default: one a core)")
     add("--launch", choices=["local", "print", "slurm"], help="run here (default), print a command a run, or submit")
     add("--slurm", metavar="KEY=VALUE,...", help="of --launch slurm: partition, time, gpus, cpus, mem, account ...")
     add("--teacher", metavar="LABEL", help="the upstream that the others were distilled from, for the report")
@@ -134,13 +134,15 @@ def _run_here(args: argparse.Namespace, folder: Path) -> int:
     launch = _module("launch")
     benchmark = _prepare(args, folder)
     gpus = _gpus(device)
-    slots = _slots(device, gpus, args.jobs or 1)
+    # Recurrent heads, which take longest, gain nothing from a second thread.
+    at_once = args.jobs or (1 if gpus else max(1, min(cores(), len(benchmark.pending))))
+    slots = _slots(device, gpus, at_once)
     if _THREADS in slots[0]:
         torch.set_num_threads(int(slots[0][_THREADS]))  # as each run will have
     log.info("Looking at the upstreams")
     costs = _module("estimate").look(benchmark, device)
     on = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else "the CPU"
-    on += f" with {args.jobs} at a time{' on each' * (len(gpus) > 1)}" if (args.jobs or 1) > 1 else ""
+    on += f" with {at_once} at a time{' on each' * (len(gpus) > 1)}" if at_once > 1 else ""
     _show(benchmark.table(costs, len(slots), on))
     if args.dry_run:
         return 0
