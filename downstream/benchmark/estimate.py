@@ -118,8 +118,8 @@ class Estimator:
         rate = SAMPLE_RATE / upstream.downsample_rate
         fixed = _FIXED.get(self.device.type, _FIXED["cpu"]) + _OF_A_TEST_ITEM * len(corpus.splits.get("test", ()))
         if not corpus.task.trained:
-            heard, disk = self._keep(corpus, run, upstream, kept)
-            return Cost(fixed + heard / speed + self._matching(corpus, seconds, upstream), disk)
+            heard, _ = self._keep(corpus, run, upstream, set())  # what is heard once is not kept
+            return Cost(fixed + heard / speed + self._matching(corpus, seconds, upstream), 0)
         heard, disk = 0.0, 0
         crop, runner, data = config.data.crop_seconds, config.runner, config.data
         drawn = runner.total_steps * runner.gradient_accumulate_steps * data.batch_size
