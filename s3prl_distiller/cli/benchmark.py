@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("with -d superb").add_argument
     add("--tasks", metavar="TASK,...", help="only these of the ten")
     add("--tier", metavar="TIER", help="mini, superb (the official protocol) or a YAML file; default: as the data is")
-    add("--jobs", metavar="N", type=int, help="runs at a time on each GPU (default 1), or on the CPU (default: one a core)")
+    add("--jobs", metavar="N", type=int, help="runs at a time on each GPU (default: 1), or on the CPU (one a core)")
     add("--launch", choices=["local", "print", "slurm"], help="run here (default), print a command a run, or submit")
     add("--slurm", metavar="KEY=VALUE,...", help="of --launch slurm: partition, time, gpus, cpus, mem, account ...")
     add("--teacher", metavar="LABEL", help="the upstream that the others were distilled from, for the report")
