@@ -161,8 +161,16 @@ def restore(
     """Put everything back where :func:`trainer_state` took it.
 
     Raises:
-        ValueError: the corpus is not the one that the run was trained on.
+        ValueError: the corpus is not the one that the run was trained on, or the state is of another version.
     """
+    try:
+        position = Position(**state["position"])
+        position.members = [Progress(**member) for member in state["position"]["members"]]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{source} was written by another version of this program, and cannot be resumed exactly by this one: "
+            "start a new run (-n NEW_NAME)"
+        ) from None
     if state["data"] != data:
         raise ValueError(
             f"the data is not what {source} was trained on, so that its run cannot be resumed exactly. To go on from "
@@ -177,6 +185,4 @@ def restore(
     torch.set_rng_state(saved["torch"])
     if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
-    position = Position(**state["position"])
-    position.members = [Progress(**member) for member in state["position"]["members"]]
     return position

@@ -87,6 +87,15 @@ def test_other_data_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
     assert random.getstate() == before
 
 
+def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
+    _, optimizer = trained(0)
+    _, scaler = precision("float32", CPU)
+    state = trainer_state(Position(7), optimizer, scaler, "one")
+    for position in ({"step": 7, "best": 0.5, "worse": 0}, {**state["position"], "members": [{"better": 1}]}):
+        with pytest.raises(ValueError, match="states-7 was written by another version"):
+            restore({**state, "position": position}, optimizer, scaler, "one", tmp_path / "states-7")
+
+
 # -- checkpoints
 
 
