@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 from s3prl_distiller.downstream import ks
-from s3prl_distiller.downstream.core.batches import TrainOrder
 from s3prl_distiller.downstream.core.config import DataConfig
+from s3prl_distiller.downstream.core.draws import TrainOrder
 from s3prl_distiller.downstream.corpora.speech_commands import NOISE, SILENCE, UNKNOWN, WORDS, split_of
 from sklearn.metrics import balanced_accuracy_score
 
