@@ -7,7 +7,8 @@
 First ``run_downstream.py -d superb`` with all rates of the tier, as anyone would start it. Then the plain loop of the
 checkout from before, one task after the other: one of the rates, the one that was chosen, so that its figure on test
 can be compared; it takes the same time at any other, and is counted once for each (query by example, which trains
-nothing, once; of emotions one fold is run and counted five times). Both hear the same data with the same steps.
+nothing, once; of emotions one fold is run and counted five times). Both hear the same data with the same steps. Last,
+and not timed, each task at its chosen rate with seeds of its own: how far figures move from one training to the next.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from s3prl_distiller.downstream.benchmark.cost import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDS = 5
+SEEDS = 3
 NEW_SECTIONS = ("features.", "search.")  # that the checkout from before does not know
 
 
@@ -45,27 +48,23 @@ def main() -> int:
     tier, tasks = tiers.load_tier(args.tier), args.tasks.split(",")
     times = args.out / "times.json"
     taken: dict[str, float] = json.loads(times.read_text()) if times.is_file() else {}
-    grid = [
-        str(ROOT / "run_downstream.py"),
-        "-d",
-        "superb",
-        "-u",
-        f"{args.upstream.name}={args.upstream}",
-        "--tier",
-        args.tier,
-    ]
-    grid += ["--data", str(args.data), "-p", str(args.out / "grid"), "--jobs", str(args.jobs), "--tasks", args.tasks]
+    grid = [str(ROOT / "run_downstream.py"), "-d", "superb", "-u", f"{args.upstream.name}={args.upstream}"]
+    grid += ["--tier", args.tier, "--tasks", args.tasks, "--data", str(args.data), "-p", str(args.out / "grid")]
+    grid += ["--jobs", str(args.jobs), "-o", f"features.folder={args.out / 'features'}"]
     if "grid" not in taken:
         # What an upstream costs is no part of either.
         if not (grid_folder(args) / "cost.json").is_file():
             timed([*grid[:1], "-m", "measure", "-u", str(args.upstream), "-p", str(grid_folder(args))])
-        taken["grid"] = timed([*grid, "-o", f"features.folder={args.out / 'features'}"])
+        taken["grid"] = timed(grid)
         times.write_text(json.dumps(taken), encoding="utf-8")
     for task in tasks:
         if task not in taken:
             taken[task] = timed(plain(args, tier, task))
             times.write_text(json.dumps(taken), encoding="utf-8")
         args.table.write_text(table(args, tier, [t for t in tasks if t in taken], taken), encoding="utf-8")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(timed, [command for task in tasks if (command := several_seeds(args, tier, task))]))
+    args.table.write_text(table(args, tier, tasks, taken), encoding="utf-8")
     sys.stdout.write(args.table.read_text(encoding="utf-8"))
     return 0
 
@@ -85,6 +84,17 @@ def plain(args: argparse.Namespace, tier: tiers.Tier, task: str) -> list[str]:
         values["optimizer.lr"] = rate
     command = [str(args.before / "run_downstream.py"), "-d", task, "-u", str(args.upstream), "--data", str(args.data)]
     return [*command, "-a", "-p", str(args.out / "plain" / task), "-o", tiers.as_override(values)]
+
+
+def several_seeds(args: argparse.Namespace, tier: tiers.Tier, task: str) -> list[str] | None:
+    """The command of seeds side by side; None where nothing is trained, or it is done."""
+    folder, rate = args.out / "seeds" / task, chosen(args, task)
+    if rate is None or (folder / "metrics-test.json").is_file():
+        return None
+    values = tier.of(task) | {"search.learning_rates": [rate], "search.seeds": SEEDS, "runner.seed": 1}
+    values |= {"features.folder": str(args.out / "features")} | ({"task.fold": 1} if task == "er" else {})
+    command = [str(ROOT / "run_downstream.py"), "-d", task, "-u", str(args.upstream), "--data", str(args.data)]
+    return [*command, "-a", "-p", str(folder), "-o", tiers.as_override(values)]
 
 
 def grid_folder(args: argparse.Namespace) -> Path:
@@ -122,7 +132,9 @@ def table(args: argparse.Namespace, tier: tiers.Tier, tasks: list[str], taken: d
             unit = grid["metrics"][name]["unit"]
             row = [f"{task} {name}{f' ({unit})' if unit else ''}", "-" if rate is None else f"{rate:g}"]
             row += [f"{taken[task]:.0f}", f"{taken[task] * counted:.0f}", within] if place == 0 else ["", "", ""]
-            lines.append("| " + " | ".join([*row, shown(before, name), shown(grid, name)]) + " |")
+            lines.append(
+                "| " + " | ".join([*row, shown(before, name), shown(grid, name), each(args, task, name)]) + " |"
+            )
     ratio = total / taken["grid"]
     return "\n".join(
         [
@@ -132,11 +144,11 @@ def table(args: argparse.Namespace, tier: tiers.Tier, tasks: list[str], taken: d
             f"s** for as many plain runs one after the other: **{ratio:.1f} times** as long.",
             "",
             "| task | rate chosen | plain, one rate (s) | plain, all (s) | side by side, own time beside others (s) "
-            "| test, plain at that rate | test, side by side |",
-            "|---|---|---|---|---|---|---|",
+            f"| test, plain at that rate | test, side by side | {SEEDS} other seeds |",
+            "|---|---|---|---|---|---|---|---|",
             *lines,
             "",
-            "In brackets 95 % intervals over test items. Plain: the loop of the issue before, the upstream computed in "
+            "In brackets 95 % intervals over test items. Plain: the loop of commit 79d06b9, the upstream computed in "
             "every step. Emotions: the figure of fold 1, seconds of all five (plain: of one, times five).",
             "",
             "```",
@@ -148,6 +160,14 @@ def table(args: argparse.Namespace, tier: tiers.Tier, tasks: list[str], taken: d
             "",
         ]
     )
+
+
+def each(args: argparse.Namespace, task: str, name: str) -> str:
+    """The figure of each seed."""
+    folder = args.out / "seeds" / task
+    if not (folder / "metrics-test.json").is_file():
+        return "-"
+    return ", ".join(f"{value:.2f}" for value in result(folder)["metrics"][name]["each"])
 
 
 def shown(summary: dict[str, Any], name: str) -> str:

@@ -26,6 +26,7 @@ class Value:
     high: float | None = None
     seeds: int = 1
     folds: int = 0
+    unit: str = ""
 
     @property
     def known(self) -> bool:
@@ -70,6 +71,7 @@ class Cell:
 
     Attributes:
         values: by figure; a figure that is undefined on this test set is not among them.
+        further: by name, what else the run was judged by.
         hole: why there are no values; None where there are.
         short: the same in two or three words.
         protocol: what makes two cells comparable; None where the run does not state it.
@@ -78,6 +80,7 @@ class Cell:
     """
 
     values: dict[str, Value] = field(default_factory=dict)
+    further: dict[str, Value] = field(default_factory=dict)
     hole: str | None = None
     short: str = ""
     command: str | None = None
@@ -231,11 +234,12 @@ def _measured(found: dict[str, Any], folder: Path) -> Cell:
         features=None if found.get("features") is None else str(found["features"]),
         seconds=_number(found.get("seconds")),
     )
-    for figure in task.figures:
-        one = found["metrics"][figure.name]
+    names = [figure.name for figure in task.figures]
+    for name in dict.fromkeys([*names, *found["metrics"]]):
+        one = found["metrics"][name]
         value = _number(one["value"])
         if value is not None:
-            cell.values[figure.name] = _value(value, one, found)
+            (cell.values if name in names else cell.further)[name] = _value(value, one, found)
     if not cell.values:
         cell.hole, cell.short = "the figure is undefined on this test set", "undefined"
     return cell
@@ -254,7 +258,7 @@ def _value(value: float, one: Mapping[str, Any], found: Mapping[str, Any]) -> Va
     if one.get("interval") == "seeds":
         search = found.get("search") or {}
         seeds = int((search.get("folds") or [search])[0].get("seeds") or len(one.get("each") or [0]))
-    return Value(value, low, high, seeds, len(found.get("folds") or []))
+    return Value(value, low, high, seeds, len(found.get("folds") or []), str(one.get("unit") or ""))
 
 
 def _number(value: Any) -> float | None:

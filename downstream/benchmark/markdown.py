@@ -25,6 +25,7 @@ def render(content: Mapping[str, Any]) -> str:
         "## Figures\n\n" + _main(content),
         "\n".join(f"- {plain(line)}" for line in content["footnotes"]),
         *(["Missing:\n\n" + "\n".join(plain(line) for line in holes)] if holes else []),
+        *(["### Further figures\n\n" + _further(content)] if content["further"] else []),
         "## Size and cost\n\n" + _cost(content),
         "## superb_s\n\n" + _superb_s(content),
         "## Retention of the teacher\n\n" + _retention(content),
@@ -39,6 +40,11 @@ def _main(content: Mapping[str, Any]) -> str:
     head = [f"{c.task} {c.figure.label}, {c.figure.unit} {c.figure.arrow}" for c in content["columns"]]
     rows = [[_name(line.label, line.role), *map(_cell, line.cells)] for line in content["main"]]
     return table(["upstream", *head], rows)
+
+
+def _further(content: Mapping[str, Any]) -> str:
+    labels = [plain(upstream.label) for upstream in content["benchmark"].upstreams]
+    return table(["", *labels], [[plain(line.label), *map(_cell, line.cells)] for line in content["further"]])
 
 
 def _cell(cell: Shown) -> str:

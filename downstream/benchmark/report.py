@@ -80,6 +80,7 @@ def _content(benchmark: Benchmark) -> dict[str, Any]:
         "benchmark": benchmark,
         "columns": tables.columns(benchmark),
         "main": tables.main(benchmark),
+        "further": tables.further(benchmark),
         "holes": tables.holes(benchmark),
         "footnotes": tables.footnotes(benchmark),
         "published_columns": [(task, figure) for task in tables.TASKS.values() for figure in task.figures],

@@ -1,4 +1,4 @@
-"""The report's tables of figures: main, published, cost, superb_s and retention, as text ready to be shown."""
+"""The report's tables of figures: main, further, published, cost, superb_s, retention, as text ready to be shown."""
 
 from __future__ import annotations
 
@@ -94,6 +94,25 @@ def _best(benchmark: Benchmark, column: Column, grouping: Grouping) -> set[str]:
             top = (max if column.figure.higher else min)(values.values())
             best |= {label for label, value in values.items() if value == top}
     return best
+
+
+def further(benchmark: Benchmark) -> list[Line]:
+    """What else the runs were judged by: a row for each figure, a cell for each upstream."""
+    lines = []
+    for task in benchmark.tasks:
+        cells = [upstream.cells[task] for upstream in benchmark.upstreams]
+        for name, unit in {name: value.unit for cell in cells for name, value in cell.further.items()}.items():
+            values = [cell.further.get(name) for cell in cells]
+            label = f"{task} {name.replace('_', ' ')}{f', {unit}' if unit else ''}"
+            lines.append(Line(label, cells=[_further_cell(value) for value in values]))
+    return lines
+
+
+def _further_cell(value: Value | None) -> Shown:
+    if value is None:
+        return Shown("–", hole=True)
+    digits = 2 if value.unit else 3
+    return Shown(number(value.value, digits), interval(value.low, value.high, None if value.unit else digits))
 
 
 def anchor(label: str, task: str) -> str:

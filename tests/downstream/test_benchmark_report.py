@@ -187,16 +187,33 @@ def test_every_figure_is_in_the_table(folder: Path):
     assert "bootstrap over the test items" in page.text and "These are not SUPERB's figures" in page.text
 
 
+def test_further_figures_are_in_a_table_of_their_own(folder: Path):
+    rows = {row[0]: row[1:] for row in report(folder).tables[1][1:]}
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    expected = {}
+    for place, label in enumerate(LABELS):
+        for name, task in TASKS.items():
+            found = json.loads((RUNS / label / name / "metrics-test.json").read_text(encoding="utf-8"))["metrics"]
+            for metric in found.keys() - {figure.name for figure in task.figures}:
+                unit = found[metric]["unit"]
+                row = f"{name} {metric.replace('_', ' ')}{f', {unit}' if unit else ''}"
+                expected[row, place] = f"{found[metric]['value']:.{2 if unit else 3}f}"
+    assert {"asr cer, %", "sf wer, %", "asv min dcf"} <= {row for row, _ in expected} == rows.keys()
+    for (row, place), figure in expected.items():
+        assert rows[row][place].startswith(figure), (row, place)
+        assert figure in next(line for line in markdown.splitlines() if line.startswith(f"| {row} |"))
+
+
 def test_cost_and_what_a_student_saves(folder: Path):
     change(folder / "student" / "cost.json", peak_memory=None)
-    rows = report(folder).rows(2)
+    rows = report(folder).rows(3)
     assert rows["hubert_small"][0].startswith("26.87 M")
     assert "9.13 M" in rows["student"][0] and "−66 %" in rows["student"][0]
     assert "1.02" in rows["student"][1] and "−56 %" in rows["student"][1]
     assert "−60 %" in rows["student"][2] and "125 × real time" in rows["student"][2]
     assert rows["student"][3].strip() == "not measured"
     change(folder / "student" / "cost.json", threads=8)
-    rows = report(folder).rows(2)
+    rows = report(folder).rows(3)
     assert "−66 %" in rows["student"][0] and "measured unlike the teacher" in rows["student"][2]
 
 
@@ -368,11 +385,11 @@ def test_row_that_states_no_protocol_is_compared_with_nothing(folder: Path):
 
 def test_published_rows_are_apart_from_measured_ones(folder: Path):
     page = report(folder)
-    measured, others = page.tables[0], page.tables[1]
+    measured, others = page.tables[0], page.tables[2]
     assert {row[0].split(" ")[0] for row in measured[1:]} == set(LABELS)
     assert len(others) == 16 and all("published" in row[0] for row in others[1:])
     assert any("arXiv 2110.01900" in row[-1] for row in others)
-    scored = {row[0].strip(): row for row in page.tables[3][1:]}
+    scored = {row[0].strip(): row for row in page.tables[4][1:]}
     assert scored["HuBERT base"][2] == "941.0" and "published" in scored["HuBERT base"][1]
     assert all(scored[label][2] == "not comparable: other data" for label in LABELS)
 
@@ -381,7 +398,7 @@ def test_superb_s_is_refused_to_what_is_not_superb_in_fact(folder: Path):
     """A tier by SUPERB's name on small corpora, with few steps."""
     change(folder / "benchmark.json", tier="superb")
     page = report(folder)
-    scored = {row[0].strip(): row[2] for row in page.tables[3][1:]}
+    scored = {row[0].strip(): row[2] for row in page.tables[4][1:]}
     assert all("not SUPERB's protocol in pr" in scored[label] for label in LABELS)
     assert "These are not SUPERB's figures" in page.text and "runner.total_steps is 800 and not 100000" in page.text
 
@@ -390,11 +407,11 @@ def test_superb_s_of_official_runs(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tables, "deviation", lambda task, cell: "")
     change(folder / "benchmark.json", tier="superb")
     page = report(folder)
-    scored = {row[0].strip(): row[2] for row in page.tables[3][1:]}
+    scored = {row[0].strip(): row[2] for row in page.tables[4][1:]}
     assert all(re.fullmatch(r"−?\d+\.\d \[.*\]", scored[label]) for label in LABELS)
     assert "set beside published ones" in page.text
     shutil.rmtree(folder / "student" / "sd")
-    scored = {row[0].strip(): row[2] for row in report(folder).tables[3][1:]}
+    scored = {row[0].strip(): row[2] for row in report(folder).tables[4][1:]}
     assert scored["student"] == "not computed: no figure of sd"
 
 
