@@ -81,6 +81,7 @@ class Task(base.Task):
         config.validate()
         self.num_speakers = config.num_speakers
         self.downsample_rate = 0
+        self._whole: list[Utterance] = []
         self.grid = [Setting(threshold, median) for median in config.medians for threshold in config.thresholds]
         # Until dev has been heard: the middle, filtered.
         self.setting = min(self.grid, key=lambda setting: (abs(setting.threshold - 0.5), -setting.median))
@@ -120,7 +121,8 @@ class Task(base.Task):
         if "train" in self.splits:
             if not self.num_speakers:
                 self.num_speakers = self._most_speakers(self.splits["train"])
-            self.splits["train"] = [window for u in self.splits["train"] for window in self._windows(u)]
+            self._whole = self.splits["train"]
+            self.splits["train"] = [window for u in self._whole for window in self._windows(u)]
         for split in sorted(self.splits.keys() - {"train"}):
             many = [u for u in self.splits[split] if len(speakers(_turns(u))) > self.num_speakers]
             if many:
@@ -128,6 +130,9 @@ class Task(base.Task):
                     f"{len(many)} of the {len(self.splits[split])} recordings of {split}, {many[0].id} first, have "
                     f"more speakers than the {self.num_speakers} that the head can tell apart: the others are missed"
                 )
+
+    def recordings(self, split: str) -> list[Utterance]:
+        return self._whole if split == "train" else super().recordings(split)
 
     def _note(self, text: str) -> None:
         log.warning("%s", text)

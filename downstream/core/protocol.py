@@ -28,7 +28,7 @@ def protocol(config: DownstreamConfig, task: Task) -> dict[str, Any]:
         for section, values in settings.plain(config).items()
     }
     return {
-        "data": {split: fingerprint(utterances) for split, utterances in task.splits.items()},
+        "data": {split: fingerprint(task.recordings(split)) for split in task.splits},
         "settings": {section: values for section, values in kept.items() if values},
     }
 

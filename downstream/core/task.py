@@ -107,6 +107,10 @@ class Task(ABC):
             ValueError: labels are missing or do not fit together; utterance and file are named.
         """
 
+    def recordings(self, split: str) -> list[Utterance]:
+        """The utterances of a split as the corpus has them: rows of a table have the same data where these are equal."""
+        return self.splits[split]
+
     def leave_out(self, split: str, utterance: Utterance, reason: str, detail: str = "") -> None:
         """Count an utterance that cannot be used; the first of each reason is logged. The caller drops it."""
         counts = self.left_out.setdefault(split, Counter())

@@ -120,7 +120,9 @@ def test_sigterm_of_torchrun_saves(commands: Commands, minis: Path, whole: Path,
     more = steps[-1] + 2
     commands.downstream(tmp_path, *training("ks", minis, "run", more, "-a")).success()
     assert [line["step"] for line in lines(folder, "train")] == list(range(1, more + 1))
-    assert [line["acc"] for line in lines(folder, "valid")][:4] == [line["acc"] for line in lines(whole, "valid")][:4]
+    heard, expected = ([line["acc"] for line in lines(one, "valid")] for one in (folder, whole))
+    shared = min(len(heard), len(expected))
+    assert shared >= 3 and heard[:shared] == expected[:shared]
 
 
 def test_query_by_example(commands: Commands, minis: Path, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from s3prl_distiller.downstream.core.config import DownstreamConfig
+from s3prl_distiller.downstream.core.protocol import protocol
 from s3prl_distiller.downstream.corpora.rttm import read_rttm
 from s3prl_distiller.downstream.metrics.der import diarization_error
 from s3prl_distiller.downstream.metrics.turns import Turn
@@ -128,6 +130,17 @@ def test_a_speaker_through_a_whole_chunk_is_labelled():
     assert [window.id for window in windows] == ["r#1", "r#2", "r#3"]
     assert task.target(windows[1]).sum(0).tolist() == [100, 25]
     assert task.target(windows[2])[:, 0].tolist() == [1.0] * 75 + [0.0] * 25
+
+
+def test_chunks_of_another_length_are_of_the_same_data(minisuperb):
+    """fbank has twice as many frames a second, so that as many frames are half as long; rows may be compared all the same."""
+    config = DownstreamConfig(task=DiarizationConfig(chunk_frames=500))
+    tasks = [prepared(minisuperb, rate, chunk_frames=500) for rate in (160, 320)]
+    assert len(tasks[0].splits["train"]) > 1.5 * len(tasks[1].splits["train"])
+    one, other = (protocol(config, task) for task in tasks)
+    assert one == other
+    del tasks[1]._whole[0]
+    assert protocol(config, tasks[1])["data"]["train"] != one["data"]["train"]
 
 
 def test_libri2mix_as_prepared(kaldi, tmp_path):
