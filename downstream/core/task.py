@@ -108,7 +108,7 @@ class Task(ABC):
         """
 
     def recordings(self, split: str) -> list[Utterance]:
-        """The utterances of a split as the corpus has them: rows of a table have the same data where these are equal."""
+        """The utterances of a split as the corpus has them: rows are of the same data where these are equal."""
         return self.splits[split]
 
     def leave_out(self, split: str, utterance: Utterance, reason: str, detail: str = "") -> None:

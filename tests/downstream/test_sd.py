@@ -133,7 +133,7 @@ def test_a_speaker_through_a_whole_chunk_is_labelled():
 
 
 def test_chunks_of_another_length_are_of_the_same_data(minisuperb):
-    """fbank has twice as many frames a second, so that as many frames are half as long; rows may be compared all the same."""
+    """fbank has twice as many frames a second, so that its chunks are half as long."""
     config = DownstreamConfig(task=DiarizationConfig(chunk_frames=500))
     tasks = [prepared(minisuperb, rate, chunk_frames=500) for rate in (160, 320)]
     assert len(tasks[0].splits["train"]) > 1.5 * len(tasks[1].splits["train"])

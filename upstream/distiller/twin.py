@@ -25,7 +25,7 @@ TOLERANCE = 1e-3
 def build_twin(expert: nn.Module) -> Encoder | None:
     """Pour the weights of a hub expert of the wav2vec 2.0 family into our Encoder.
 
-    Returns None where the expert holds another architecture; the reason is logged. Our own students have no need of one.
+    Returns None where the expert holds another architecture; the reason is logged. A student of ours needs none.
     """
     model: Any = getattr(expert, "model", None)
     if not isinstance(model, nn.Module) or any(isinstance(part, Encoder) for part in model.modules()):
