@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from s3prl_distiller.downstream.benchmark import figures, tiers
-from s3prl_distiller.downstream.benchmark.cost import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDS = 5
@@ -119,22 +115,21 @@ def chosen(args: argparse.Namespace, task: str) -> float | None:
 def table(args: argparse.Namespace, tier: tiers.Tier, tasks: list[str], taken: dict[str, float]) -> str:
     """Markdown: seconds of both ways, and the figures at the chosen rate."""
     rates = len(tier.learning_rates)
-    lines, total = [], 0.0
+    lines, total, made = [], 0.0, {}
     for task in tasks:
         counted = (1 if task == "qbe" else rates) * (FOLDS if task == "er" else 1)
         total += taken[task] * counted
         grid, before = result(of_task(args, task)), result(args.out / "plain" / task)
         seconds = result(grid_folder(args) / task).get("seconds")
         within = f"{seconds:.0f}" if seconds is not None else ""
-        rate = chosen(args, task)
+        rate, made = chosen(args, task), grid
         for place, figure in enumerate(figures.TASKS[task].figures):
             name = figure.name
             unit = grid["metrics"][name]["unit"]
             row = [f"{task} {name}{f' ({unit})' if unit else ''}", "-" if rate is None else f"{rate:g}"]
             row += [f"{taken[task]:.0f}", f"{taken[task] * counted:.0f}", within] if place == 0 else ["", "", ""]
-            lines.append(
-                "| " + " | ".join([*row, shown(before, name), shown(grid, name), each(args, task, name)]) + " |"
-            )
+            row += [shown(before, name), shown(grid, name), *of_seeds(args, task, name, before, grid)]
+            lines.append(f"| {' | '.join(row)} |")
     ratio = total / taken["grid"]
     return "\n".join(
         [
@@ -144,30 +139,34 @@ def table(args: argparse.Namespace, tier: tiers.Tier, tasks: list[str], taken: d
             f"s** for as many plain runs one after the other: **{ratio:.1f} times** as long.",
             "",
             "| task | rate chosen | plain, one rate (s) | plain, all (s) | side by side, own time beside others (s) "
-            f"| test, plain at that rate | test, side by side | {SEEDS} other seeds |",
-            "|---|---|---|---|---|---|---|---|",
+            f"| test, plain at that rate | test, side by side | {SEEDS} other seeds, side by side | difference |",
+            "|---|---|---|---|---|---|---|---|---|",
             *lines,
             "",
             "In brackets 95 % intervals over test items. Plain: the loop of commit 79d06b9, the upstream computed in "
-            "every step. Emotions: the figure of fold 1, seconds of all five (plain: of one, times five).",
+            "every step. Emotions: the figure of fold 1, seconds of all five (plain: of one, times five). Difference: "
+            "of side by side and plain, in standard deviations of the other seeds (two trainings are 1.4 apart in the "
+            "mean square).",
             "",
             "```",
             f"python benchmarks/superb_grid.py --data {args.data.name} --upstream {args.upstream.name} "
             f"--before BEFORE --jobs {args.jobs} --out OUT --table {args.table.name}",
             "```",
-            f"{device_name(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))}, Python "
-            f"{platform.python_version()}, torch {torch.__version__}, s3prl {version('s3prl')}",
+            f"{made['device']}, {', '.join(f'{name} {version}' for name, version in made['versions'].items())}",
             "",
         ]
     )
 
 
-def each(args: argparse.Namespace, task: str, name: str) -> str:
-    """The figure of each seed."""
+def of_seeds(args: argparse.Namespace, task: str, name: str, before: dict[str, Any], grid: dict[str, Any]) -> list[str]:
+    """The figure of each seed, and how far both ways are apart, in standard deviations of these."""
     folder = args.out / "seeds" / task
     if not (folder / "metrics-test.json").is_file():
-        return "-"
-    return ", ".join(f"{value:.2f}" for value in result(folder)["metrics"][name]["each"])
+        return ["-", "-"]
+    found = result(folder)["metrics"][name]
+    apart = grid["metrics"][name]["value"] - before["metrics"][name]["value"]
+    told = f"{apart / found['spread']:+.1f}" if found["spread"] and apart else "0" if not apart else "-"
+    return [", ".join(f"{value:.2f}" for value in found["each"]), told]
 
 
 def shown(summary: dict[str, Any], name: str) -> str:

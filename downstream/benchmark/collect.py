@@ -93,6 +93,8 @@ class Cell:
     notes: list[str] = field(default_factory=list)
     features: str | None = None
     seconds: float | None = None
+    device: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -233,7 +235,11 @@ def _measured(found: dict[str, Any], folder: Path) -> Cell:
         notes=[str(note) for note in found.get("notes") or []],
         features=None if found.get("features") is None else str(found["features"]),
         seconds=_number(found.get("seconds")),
+        device=None if found.get("device") is None else str(found["device"]),
+        versions=_versions(found),
     )
+    if found.get("step") == 0:
+        cell.notes.append("the head that was judged is the untrained one of step 0: no later one did better on dev")
     names = [figure.name for figure in task.figures]
     for name in dict.fromkeys([*names, *found["metrics"]]):
         one = found["metrics"][name]
@@ -328,10 +334,14 @@ def _cost(path: Path) -> tuple[Cost | None, str]:
             device=str(found["device"]),
             threads=int(found["threads"]),
             precision=str(found["precision"]),
-            versions={str(name): str(version) for name, version in (found.get("versions") or {}).items()},
+            versions=_versions(found),
         ), ""
     except _BAD as error:
         return None, f"{path.parent.name}/{path.name} cannot be read: {_say(error)}"
+
+
+def _versions(found: Mapping[str, Any]) -> dict[str, str]:
+    return {str(name): str(version) for name, version in (found.get("versions") or {}).items()}
 
 
 def _say(error: BaseException) -> str:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from s3prl_distiller import __version__
+from s3prl_distiller.machine import device_name, versions
 
 from ...upstream.distiller.model import DistillerModel, Encoder
 from ..core.config import UpstreamConfig
@@ -134,7 +131,7 @@ def measure(config: UpstreamConfig, device: torch.device, seconds: float = 10.0,
             peak_memory=peak,
             layers=upstream.n_layers,
             width=upstream.width,
-            versions=_versions(),
+            versions=versions(),
         )
 
 
@@ -251,24 +248,6 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def device_name(device: torch.device) -> str:
-    """What a GPU or the CPU calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or "CPU"
-
-
-def _versions() -> dict[str, str]:
-    libraries = {name: version(name) for name in ("torch", "transformers", "s3prl")}
-    return {"s3prl_distiller": __version__, "python": platform.python_version(), **libraries}
 
 
 def _millions(number: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,9 +61,8 @@ def _content(benchmark: Benchmark) -> dict[str, Any]:
     """All that the two files say, as text."""
     retention = tables.retention(benchmark)
     costs = [one.cost for one in benchmark.upstreams if one.cost is not None]
-    versions = benchmark.about.get("versions") or (costs[0].versions if costs else {})
-    machine = benchmark.about.get("machine") or ", ".join(dict.fromkeys(cost.device for cost in costs))
-    done = sum(cell.hole is None for one in benchmark.upstreams for cell in one.cells.values())
+    cells = [cell for one in benchmark.upstreams for cell in one.cells.values() if cell.hole is None]
+    versions = [text for one in [*cells, *costs] if (text := _listed(one.versions))]
     return {
         "title": "SUPERB report: " + ", ".join(one.label for one in benchmark.upstreams),
         "tier": benchmark.tier,
@@ -71,9 +70,10 @@ def _content(benchmark: Benchmark) -> dict[str, Any]:
             "Tier": benchmark.tier,
             "Data": benchmark.data,
             "Written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            "Runs": f"{done} of {sum(len(one.cells) for one in benchmark.upstreams)} done",
-            "Machine": machine or "not stated",
-            "Versions": ", ".join(f"{name} {version}" for name, version in dict(versions).items()) or "not stated",
+            "Runs": f"{len(cells)} of {sum(len(one.cells) for one in benchmark.upstreams)} done",
+            "Runs made on": _distinct(cell.device for cell in cells),
+            "Cost measured on": _distinct(cost.device for cost in costs),
+            "Versions": "; ".join(dict.fromkeys(versions)) or "not stated",
         },
         "meaning": meaning(benchmark.tier, tables.deviations(benchmark)),
         "cards": _cards(benchmark, retention),
@@ -105,6 +105,14 @@ def _content(benchmark: Benchmark) -> dict[str, Any]:
         "protocols": details.protocols(benchmark),
         "commands": details.commands(benchmark),
     }
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _distinct(devices: Iterable[str | None]) -> str:
+    return ", ".join(dict.fromkeys(device for device in devices if device)) or "not stated"
 
 
 def meaning(tier: str, deviations: Sequence[str]) -> str:

@@ -151,7 +151,10 @@ def footnotes(benchmark: Benchmark) -> list[str]:
             "figure depends on which utterances are in the test set, not on the seed."
         )
     if any(value.seeds > 1 for value in values):
-        lines.append("“N seeds”: mean over N trainings of the head, and Student's t-interval of that mean.")
+        lines.append(
+            "“N seeds”: mean over N trainings of the head, and Student's t-interval of that mean; of few seeds it "
+            "is wide and may pass 0 or 100 %."
+        )
     if any(value.folds for value in values):
         lines.append("“N folds”: mean over the folds, each trained and judged in turn.")
     lines.append(

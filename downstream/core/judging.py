@@ -12,6 +12,7 @@ import torch
 from s3prl_distiller import checkpoint, settings
 from s3prl_distiller.engine import BEST, distributed, precision
 from s3prl_distiller.engine.log import JSONL
+from s3prl_distiller.machine import device_name, versions
 
 from ..pictures import training
 from . import corpus, results
@@ -36,7 +37,8 @@ def judge(
         ValueError: there is no such split.
     """
     rows = _predictions(expert, split, folder, device)
-    _write(expert, [rows], split, folder, {**({"step": step} if expert.task.trained else {}), **(facts or {})})
+    step_of = {"step": step} if expert.task.trained else {}
+    _write(expert, [rows], split, folder, {**step_of, **_made_with(device), **(facts or {})})
     return rows
 
 
@@ -58,7 +60,12 @@ def judge_search(expert: DownstreamExpert, choice: Choice, folder: Path, device:
         if len(choice.members) > 1 and distributed.is_main():
             results.write_rows(rows, own / "predictions-test.jsonl")
     step = checkpoint.load_json(folder / BEST / checkpoint.CONFIG)["step"]
-    _write(expert, groups, "test", folder, {"step": step, "search": choice.record, **facts}, choice.members[0])
+    facts = {"step": step, "search": choice.record, **_made_with(device), **facts}
+    _write(expert, groups, "test", folder, facts, choice.members[0])
+
+
+def _made_with(device: torch.device) -> Facts:
+    return {"device": device_name(device), "versions": versions()}
 
 
 def _predictions(
@@ -144,6 +151,7 @@ def join_folds(task: Task, config: DownstreamConfig, folders: Sequence[Path], fo
         "upstream": parts[0]["upstream"],
         "notes": sorted({note for part in parts for note in part["notes"]}),
         "protocol": join_protocols([part["protocol"] for part in parts]),
+        **{key: parts[0][key] for key in ("device", "versions")},
         **({"search": {"folds": searches}} if searches else {}),
         **({"seconds": sum(part["seconds"] for part in parts)} if all("seconds" in part for part in parts) else {}),
     }

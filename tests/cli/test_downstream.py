@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,8 @@ def test_task(task: str, minis: Path, commands: Commands, tmp_path: Path, speech
     assert summary["metric"] == TASKS[task] and math.isfinite(figure["value"])
     assert figure["low"] <= figure["value"] + 1e-6 and figure["value"] <= figure["high"] + 1e-6
     assert f"{TASKS[task]} {figure['value']:.2f}" in said[0].out and "95 % interval" in said[0].out
+
+    assert summary["device"] and summary["versions"]["torch"] == version("torch")
 
     # What is reported follows from the predictions that are written.
     rows = results.read_rows(whole / "predictions-test.jsonl")

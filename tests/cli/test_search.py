@@ -110,6 +110,7 @@ def test_seeds_and_folds(commands: Commands, minis: Path, tmp_path: Path) -> Non
     more += ["-o", f"features.folder={tmp_path / 'features'},runner.total_steps=2"]
     commands.downstream(tmp_path, *training("er", minis, "er", *more)).success()
     found = metrics(tmp_path, "er")
+    assert found["device"] and "torch" in found["versions"]
     assert len(found["search"]["folds"]) == 5 and all(len(fold["members"]) == 4 for fold in found["search"]["folds"])
     figure = found["metrics"]["acc"]
     assert figure["interval"] == "seeds" and len(figure["each"]) == 2
