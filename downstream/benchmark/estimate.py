@@ -17,7 +17,7 @@ from s3prl_distiller.engine import precision
 
 from ..core.config import DownstreamConfig
 from ..core.upstream import Upstream, load_upstream
-from ..heads.ctc import LinearHead, RecurrentHead
+from ..heads.ctc import LinearHead, RecurrentHead, ctc_loss
 from ..heads.diarization import DiarizationHead
 from ..heads.dtw import costs
 from ..heads.pooled import PooledClassifier
@@ -29,6 +29,7 @@ from .plan import Benchmark, Cost, Run, fingerprint_of
 _FIXED = {"cuda": 15.0, "cpu": 20.0}
 _OF_A_TEST_ITEM = 0.004
 _PROBED = 200  # headers read of a corpus that does not say how long its files are
+_CTC = {"pr": 10, "asr": 15, "sf": 15}  # tokens in a second of speech
 _FORWARD = 1 / 3  # of a training step
 _MOMENT = 1.0
 
@@ -138,7 +139,10 @@ class Estimator:
             heard += evaluations * sum(seconds["dev"]) + sum(seconds["test"])
         frames = max(1, round(mean * rate))
         batch = max(1, round(drawn / (runner.total_steps * runner.gradient_accumulate_steps)))
-        a_frame = self._head(run, upstream.width, batch, frames) / (batch * frames)
+        step = self._head(run, upstream.width, batch, frames)
+        if run.task in _CTC:
+            step += self._ctc(batch, frames, round(_CTC[run.task] * mean))
+        a_frame = step / (batch * frames)
         judged = evaluations * sum(seconds["dev"]) * rate * _FORWARD * run.heads + sum(seconds["test"]) * rate
         learning = drawn * frames * a_frame * run.heads
         return Cost(fixed + heard / speed + corpus.folds * (learning + judged * a_frame), disk)
@@ -206,6 +210,15 @@ class Estimator:
 
             self._heads[key, batch, tried] = self._time(step)
         return self._heads[key, batch, tried] * frames / tried
+
+    def _ctc(self, batch: int, frames: int, tokens: int) -> float:
+        """Seconds of CTC of one head, which looks at each token at each frame."""
+        key = ("ctc", batch, frames)
+        if key not in self._heads:
+            logits = self._random(batch, frames, 32).requires_grad_()
+            lengths, targets = torch.full((batch,), frames), [torch.ones(max(tokens, 1), dtype=torch.long)] * batch
+            self._heads[key] = self._time(lambda: ctc_loss(logits.log_softmax(-1), lengths, targets, 0).backward())
+        return self._heads[key]
 
     def _time(self, work: Callable[[], Any]) -> float:
         """Seconds that it takes, once warm: the least of what fits into a moment, as others may use the machine too."""
