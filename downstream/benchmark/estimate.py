@@ -32,6 +32,7 @@ _PROBED = 200  # headers read of a corpus that does not say how long its files a
 _CTC = {"pr": 10, "asr": 15, "sf": 15}  # tokens in a second of speech
 _FORWARD = 1 / 3  # of a training step
 _MOMENT = 1.0
+_FEW_FRAMES, _LONG = 60, 2.0
 
 
 def look(benchmark: Benchmark, device: torch.device | None) -> dict[str, Cost]:
@@ -191,25 +192,30 @@ class Estimator:
         return torch.randn(*shape, device=self.device)
 
     def _head(self, run: Run, width: int, batch: int, frames: int) -> float:
-        """Seconds of a step of one head."""
-        build, key = _builder(run.task, run.config.task, width)
-        # On a CPU a part of it says as much.
-        tried = min(frames, 60) if self.device.type == "cpu" else frames
-        if (key, batch, tried) not in self._heads:
+        """Seconds of a step of one head; where a CPU would take long over it, what some of the frames say."""
+        few = min(frames, _FEW_FRAMES)
+        if self.device.type == "cpu" and (seconds := self._step(run, width, batch, few) * frames / few) > _LONG:
+            return seconds
+        return self._step(run, width, batch, frames)
+
+    def _step(self, run: Run, width: int, batch: int, frames: int) -> float:
+        build, kind = _builder(run.task, run.config.task, width)
+        key = (kind, batch, frames)
+        if key not in self._heads:
             head = build().to(self.device)
             optimizer = torch.optim.Adam(head.parameters())
-            features, frames_of = self._random(batch, tried, width), torch.full((batch,), tried)
+            features, lengths = self._random(batch, frames, width), torch.full((batch,), frames)
             autocast, _ = precision(run.config.runner.precision, self.device)
 
             def step() -> None:
                 with autocast():
-                    output = head(features) if isinstance(head, DiarizationHead) else head(features, frames_of)
+                    output = head(features) if isinstance(head, DiarizationHead) else head(features, lengths)
                 output.float().square().mean().backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-            self._heads[key, batch, tried] = self._time(step)
-        return self._heads[key, batch, tried] * frames / tried
+            self._heads[key] = self._time(step)
+        return self._heads[key]
 
     def _ctc(self, batch: int, frames: int, tokens: int) -> float:
         """Seconds of CTC of one head, which looks at each token at each frame."""

@@ -117,6 +117,9 @@ def train(
         log.info("Step %d: validation %s %s", position.step, task.metric, found)
         for index, (member, progress) in enumerate(zip(members, position.members, strict=True)):
             value = figures[index][task.metric]
+            # What has not learnt yet is not the best, though chance may say so on a small dev set.
+            if position.step == 0:
+                continue
             if progress.note(value, task.higher_is_better, position.step) and task.keep_best:
                 if distributed.is_main():
                     checkpoint.save_folder(folder / member.name / BEST, task.native_writers(position.step, index))

@@ -64,9 +64,10 @@ def kept(task: Any, folder: Path) -> int:
     ("figures", "higher", "step"),
     [
         ([1, 3, 2, 5, 4, 4.5], True, 6),
-        ([1, 3, 2, 5, 4, 4.5], False, 0),
+        ([1, 3, 2, 5, 4, 4.5], False, 4),  # not the untrained one
+        ([9, 3, 2, 5, 4, 4.5], True, 6),
         ([5, 4, 3, 3, 6, 2.9], False, 10),
-        ([5, 5, 5, 5, 5, 5], True, 0),  # the first of equals
+        ([5, 5, 5, 5, 5, 5], True, 2),  # the first of equals
         ([NAN, NAN, 1, NAN, 0.5, NAN], True, 4),
         ([NAN, 7, NAN, 8, 9, 9], False, 2),
         ([-math.inf, 1, 0, 0, 0, math.inf], True, 10),
@@ -95,7 +96,7 @@ def test_nothing_is_best_without_a_figure_or_where_it_is_not_asked_for(judged: A
 
 @pytest.mark.parametrize(
     ("before", "after", "step"),
-    [([1, 9, 2], [3, 4, 5], 2), ([1, 3, 2], [2.5, 4, 3.5], 8), ([1, NAN, NAN], [NAN, 1, 0.5], 0)],
+    [([1, 9, 2], [3, 4, 5], 2), ([1, 3, 2], [2.5, 4, 3.5], 8), ([1, NAN, NAN], [NAN, 1, 0.5], 8)],
 )
 def test_a_resumed_run_knows_the_best_so_far(
     before: list[float], after: list[float], step: int, judged: Any, tmp_path: Path
@@ -117,7 +118,7 @@ def test_a_resumed_run_knows_the_best_so_far(
         ([1, 2, 1, 1, 9, 9], 1, 4),
         ([1, 2, 1, 1, 9, 9], 2, 6),
         ([1, 2, 1, 1, 9, 9], 3, 10),
-        ([1, 1, 1, 1, 2, 9], 3, 6),  # equal is no better
+        ([1, 1, 1, 1, 2, 9], 2, 6),  # equal is no better
         ([1, 2, NAN, NAN, 3, 4], 2, 6),  # nor is NaN
         ([1, 2, 1, 3, 2, 4], 2, 10),  # a better one starts the count again
     ],
