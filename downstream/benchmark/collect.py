@@ -238,6 +238,8 @@ def _measured(found: dict[str, Any], folder: Path) -> Cell:
         device=None if found.get("device") is None else str(found["device"]),
         versions=_versions(found),
     )
+    if found.get("step") == 0:
+        cell.notes.append("the head that was judged is the untrained one of step 0: no later one did better on dev")
     names = [figure.name for figure in task.figures]
     for name in dict.fromkeys([*names, *found["metrics"]]):
         one = found["metrics"][name]

@@ -208,9 +208,10 @@ def test_further_figures_are_in_a_table_of_their_own(folder: Path):
         assert figure in next(line for line in markdown.splitlines() if line.startswith(f"| {row} |"))
 
 
-def test_machine_is_said(folder: Path):
-    change(folder / "student" / "ks" / "metrics-test.json", device="Some GPU")
+def test_untrained_head_and_machine_are_said(folder: Path):
+    change(folder / "student" / "ks" / "metrics-test.json", step=0, device="Some GPU")
     page = report(folder)
+    assert "student: the head that was judged is the untrained one of step 0" in page.text
     assert "NVIDIA H200, Some GPU" in page.text and "Some CPU" in page.text and "torch 2.11.0+cu130" in page.text
 
 
