@@ -34,7 +34,7 @@ def run_command(command: Callable[[], int]) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("s3prl_distiller").setLevel(logging.DEBUG)
     _quiet_libraries()
-    # Gradients that fade through hundreds of frames of an LSTM end up subnormal, which makes a CPU three times slower.
+    # Gradients that fade through hundreds of frames of an LSTM end up subnormal, which makes a CPU half as fast.
     # Threads take it over from the one that starts them, so it is set before there are any.
     torch.set_flush_denormal(True)
     try:

@@ -98,7 +98,7 @@ def test_reduced_precision_on_a_cpu(commands: Any, tmp_path: Path, log_of: Calla
 
 
 def test_a_command_flushes_subnormal_numbers() -> None:
-    """With the gradients of real CTC heads a CPU was three times slower at them; the process is left as it was."""
+    """With the gradients of real CTC heads a CPU was half as fast; the process is left as it was."""
     smallest = torch.tensor(torch.finfo(torch.float32).tiny)
     seen: list[float] = []
 
