@@ -219,7 +219,7 @@ class Estimator:
 
     def _ctc(self, batch: int, frames: int, tokens: int) -> float:
         """Seconds of CTC of one head, which looks at each token at each frame."""
-        key = ("ctc", batch, frames)
+        key = ("ctc", batch, frames, tokens)
         if key not in self._heads:
             logits = self._random(batch, frames, 32).requires_grad_()
             lengths, targets = torch.full((batch,), frames), [torch.ones(max(tokens, 1), dtype=torch.long)] * batch
