@@ -115,11 +115,10 @@ def train(
         run_log.write("valid", position.step, _named(figures, members))
         found = ", ".join(f"{f[task.metric]:.4f} {m.name}".rstrip() for f, m in zip(figures, members, strict=True))
         log.info("Step %d: validation %s %s", position.step, task.metric, found)
+        if position.step == 0:
+            return  # what has not learnt yet is not the best, though chance may say so on a small dev set
         for index, (member, progress) in enumerate(zip(members, position.members, strict=True)):
             value = figures[index][task.metric]
-            # What has not learnt yet is not the best, though chance may say so on a small dev set.
-            if position.step == 0:
-                continue
             if progress.note(value, task.higher_is_better, position.step) and task.keep_best:
                 if distributed.is_main():
                     checkpoint.save_folder(folder / member.name / BEST, task.native_writers(position.step, index))

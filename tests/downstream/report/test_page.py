@@ -1,150 +1,21 @@
-"""The report of benchmark folders that are made from the committed figures of real runs."""
+"""The page of a report: what is in it, holes and their reasons, text of others, pictures."""
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from s3prl_distiller.downstream.benchmark import collect, protocol, published, tables
+from s3prl_distiller.downstream.benchmark import collect, published, tables
 from s3prl_distiller.downstream.benchmark.figures import TASKS
 from s3prl_distiller.downstream.benchmark.report import write_report
 from s3prl_distiller.downstream.benchmark.scores import superb_s
 from s3prl_distiller.downstream.pictures import benchmark as pictures
 
-RUNS = Path(__file__).resolve().parents[2] / "results" / "superb_mini"
-LABELS = ("fbank", "hubert_small", "student")
-VOID = {"meta", "br", "link", "img", "hr", "input"}
-NOT_OF_THE_PROTOCOL = {"data": ("path", "num_workers", "cache_dir"), "runner": ("seed", "log_step", "save_step")}
-
-
-def change(path: Path, **keys: Any) -> None:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**found, **keys}), encoding="utf-8")
-
-
-def settings_of(run: Path) -> dict[str, Any]:
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    config["upstream"] = {key: config["upstream"][key] for key in ("feature", "layer", "normalize")}
-    return {
-        section: {key: value for key, value in values.items() if key not in NOT_OF_THE_PROTOCOL.get(section, ())}
-        for section, values in config.items()
-    }
-
-
-def search(chosen: float, best: float, higher: bool = True) -> dict[str, Any]:
-    rates = [1e-2, 1e-3, 1e-4]
-    members = [
-        {"lr": rate, "seed": 1337, "best": best if rate == chosen else best - 7.25 if higher else best + 7.25}
-        | {"step": 100, "diverged": False}
-        for rate in rates
-    ]
-    members[0] |= {"best": None, "diverged": True} if chosen != rates[0] else {}
-    more = {"seeds": 1, "chosen": chosen, "metric": "acc", "higher_is_better": higher, "members": members}
-    return {"learning_rates": rates, **more}
-
-
-def figure_of(label: str, task: str, name: str) -> float:
-    return json.loads((RUNS / label / task / "metrics-test.json").read_text(encoding="utf-8"))["metrics"][name]["value"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """fbank, a teacher and its student on ten tasks, with the keys that runs leave today."""
-    top = tmp_path / "bench"
-    for label in LABELS:
-        for task in TASKS:
-            run = top / label / task
-            shutil.copytree(RUNS / label / task, run)
-            stated = {"data": {"train": "aa11", "test": f"of {task}"}, "settings": settings_of(run)}
-            change(run / "metrics-test.json", protocol=stated, seconds=12.5, search=None)
-        cost = {"name": label, "parameters": 26_870_000, "macs_per_second": 2.31e9, "real_time_factor": 0.02}
-        cost |= {"seconds": 10.0, "batch": 1, "device": "Some CPU", "threads": 2, "precision": "float32"}
-        cost |= {"peak_memory": 400 * 2**20, "versions": {"torch": "2.11.0"}}
-        (top / label / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
-    change(top / "student" / "cost.json", parameters=9_130_000, macs_per_second=1.02e9, real_time_factor=0.008)
-    upstreams = [{"label": label, "name": f"models/{label}", "ckpt": None} for label in LABELS]
-    about = {"format": "s3prl_distiller.superb", "tier": "mini", "data": "speech", "upstreams": upstreams}
-    about |= {"tasks": list(TASKS), "teacher": "hubert_small", "baseline": "fbank"}
-    (top / "benchmark.json").write_text(json.dumps(about), encoding="utf-8")
-    return top
-
-
-@pytest.fixture
-def drawn() -> None:
-    """For tests that look at pictures: the others do without, which takes seconds."""
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "drawn" not in request.fixturenames:
-        for name in ("layers", "size_and_score", "forest"):
-            monkeypatch.setattr(pictures, name, lambda *_: "")
-
-
-class Page(HTMLParser):
-    """Checks that elements close in order; gathers text, tables, references and ids."""
-
-    def __init__(self, text: str):
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.references: list[str] = []
-        self.ids: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.tables: list[list[list[str]]] = []
-        self.bold: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == [], f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        for name, value in attrs:
-            if name.split(":")[-1] in ("href", "src", "srcset", "action", "data", "poster", "background"):
-                self.references.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]} at {self.getpos()}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            return
-        self.text += data
-        if "table" in self.open and ("td" in self.open or "th" in self.open):
-            # Parts of a cell on lines of their own are apart.
-            self.tables[-1][-1][-1] += data + (" " if "small" in self.open else "")
-            if "strong" in self.open:
-                self.bold.append(data)
-
-    def rows(self, table: int) -> dict[str, list[str]]:
-        return {row[0].split(" ")[0]: row[1:] for row in self.tables[table]}
-
-
-def report(folder: Path) -> Page:
-    html, markdown = write_report(folder)
-    assert html == folder / "report.html" and markdown == folder / "report.md"
-    return Page(html.read_text(encoding="utf-8"))
+from .benches import LABELS, RUNS, change, figure_of, report, search, settings_of
 
 
 def test_page_is_well_formed_and_needs_nothing_else(folder: Path, drawn: None):
@@ -340,91 +211,6 @@ def test_text_of_others_does_nothing(folder: Path, drawn: None):
     head = next(line for line in markdown.splitlines() if line.startswith("| upstream | pr"))
     rows = markdown[markdown.index(head) :].split("\n\n")[0].splitlines()
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
-
-
-# Protocol
-
-
-def other_steps(folder: Path, label: str, task: str, **runner: Any) -> None:
-    path = folder / label / task / "metrics-test.json"
-    stated = copy.deepcopy(json.loads(path.read_text(encoding="utf-8"))["protocol"])
-    stated["settings"]["runner"] |= runner
-    change(path, protocol=stated)
-
-
-def bold(folder: Path, column: int) -> set[str]:
-    lines = tables.main(collect.read(folder))
-    return {line.label for line in lines if line.cells[column].best}
-
-
-def test_best_is_bold_among_rows_of_one_protocol_only(folder: Path):
-    assert bold(folder, 2) == {"hubert_small"} and bold(folder, 3) == {"student"}
-    other_steps(folder, "hubert_small", "ks", total_steps=1_600)
-    assert bold(folder, 2) == {"student"}, "hubert_small has the best figure, by a protocol of its own"
-    other_steps(folder, "student", "ks", total_steps=2_400)
-    assert bold(folder, 2) == set()
-    page = report(folder)
-    marks = [page.rows(0)[label][2].split(" ")[0] for label in LABELS]
-    assert [re.sub(r"\[.*", "", mark)[-1] for mark in marks] == ["A", "B", "C"]
-    assert "runner.total_steps: A 400, B 1600, C 2400" in page.text
-    assert tables.retention(collect.read(folder))["student"][0]["ks"].reason == "other protocol"
-
-
-def test_other_data_is_another_protocol(folder: Path):
-    path = folder / "student" / "pr" / "metrics-test.json"
-    stated = json.loads(path.read_text(encoding="utf-8"))["protocol"]
-    change(path, protocol={**stated, "data": {"train": "aa11", "test": "other"}})
-    assert bold(folder, 0) == {"hubert_small"}
-    assert 'test: A "of pr", B "other"' in report(folder).text
-
-
-def test_precision_is_noted_but_compared(folder: Path):
-    other_steps(folder, "hubert_small", "ks", precision="float32")
-    assert bold(folder, 2) == {"hubert_small"}
-    assert "runner.precision (noted; rows are compared all the same): fbank auto, hubert_small float32" in (
-        report(folder).text
-    )
-
-
-def test_row_that_states_no_protocol_is_compared_with_nothing(folder: Path):
-    change(folder / "hubert_small" / "ks" / "metrics-test.json", protocol=None)
-    assert bold(folder, 2) == {"student"}
-    page = report(folder)
-    assert "?" in page.rows(0)["hubert_small"][2]
-    grouping = protocol.group(collect.read(folder), "ks")
-    assert not grouping.alike("hubert_small", "student") and not grouping.alike("hubert_small")
-
-
-def test_published_rows_are_apart_from_measured_ones(folder: Path):
-    page = report(folder)
-    measured, others = page.tables[0], page.tables[2]
-    assert {row[0].split(" ")[0] for row in measured[1:]} == set(LABELS)
-    assert len(others) == 16 and all("published" in row[0] for row in others[1:])
-    assert any("arXiv 2110.01900" in row[-1] for row in others)
-    scored = {row[0].strip(): row for row in page.tables[4][1:]}
-    assert scored["HuBERT base"][2] == "941.0" and "published" in scored["HuBERT base"][1]
-    assert all(scored[label][2] == "not comparable: other data" for label in LABELS)
-
-
-def test_superb_s_is_refused_to_what_is_not_superb_in_fact(folder: Path):
-    """A tier by SUPERB's name on small corpora, with few steps."""
-    change(folder / "benchmark.json", tier="superb")
-    page = report(folder)
-    scored = {row[0].strip(): row[2] for row in page.tables[4][1:]}
-    assert all("not SUPERB's protocol in pr" in scored[label] for label in LABELS)
-    assert "These are not SUPERB's figures" in page.text and "runner.total_steps is 400 and not 100000" in page.text
-
-
-def test_superb_s_of_official_runs(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "deviation", lambda task, cell: "")
-    change(folder / "benchmark.json", tier="superb")
-    page = report(folder)
-    scored = {row[0].strip(): row[2] for row in page.tables[4][1:]}
-    assert all(re.fullmatch(r"−?\d+\.\d \[.*\]", scored[label]) for label in LABELS)
-    assert "set beside published ones" in page.text
-    shutil.rmtree(folder / "student" / "sd")
-    scored = {row[0].strip(): row[2] for row in report(folder).tables[4][1:]}
-    assert scored["student"] == "not computed: no figure of sd"
 
 
 # Seeds, rates, layers
