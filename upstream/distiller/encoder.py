@@ -14,6 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .fast.packing import Packing
+from .fast.positions import overlap_add
+
+Where = Tensor | Packing | None
+"""Which frames of (B, T, D) are content: a (B, T) bool mask, True for content; None: all of them, of each utterance by
+itself; a packing: all of them, of several utterances end to end (B is 1)."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_accurate": lambda x: F.gelu(x, approximate="tanh"),
@@ -52,8 +59,11 @@ class WeightNormConv(nn.Module):
         return torch.linalg.vector_norm(direction, dim=(0, 1), keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight_v * (self.weight_g / self.tap_lengths(self.weight_v))
-        return same_length_conv(x, weight, self.bias, self.groups)
+        return same_length_conv(x, self.weight(), self.bias, self.groups)
+
+    def weight(self) -> Tensor:
+        """(D, D / groups, kernel)."""
+        return self.weight_v * (self.weight_g / self.tap_lengths(self.weight_v))
 
 
 class PlainConv(nn.Module):
@@ -87,7 +97,9 @@ class PositionalConv(nn.Sequential):
             each = max(3, kernel // depth)
             super().__init__(*(nn.Sequential(PlainConv(width, each, groups)) for _ in range(depth)))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Where) -> Tensor:
+        if isinstance(mask, Packing):
+            return mask.pack(self._fast(mask.unpack(x), mask))
         x = x.transpose(1, 2)
         for index, block in enumerate(self):
             if index > 0 and mask is not None:
@@ -95,6 +107,12 @@ class PositionalConv(nn.Sequential):
                 x = x.masked_fill(~mask[:, None], 0)
             x = F.gelu(block(x))
         return x.transpose(1, 2)
+
+    def _fast(self, x: Tensor, packing: Packing) -> Tensor:
+        if len(self) > 1:
+            return self.forward(x, packing.content)
+        block = cast(WeightNormConv, self[0])
+        return F.gelu(overlap_add(x, block.weight(), block.bias, block.groups))
 
 
 class SelfAttention(nn.Module):
@@ -109,15 +127,24 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Where) -> Tensor:
+        p = self.dropout if self.training else 0.0
+        if isinstance(mask, Packing):
+            query, key, value = self._project(x[0])
+            return self.out_proj(mask.attend(query, key, value, p).flatten(1))[None]
         query, key, value = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         keys = None if mask is None else mask[:, None, None]
-        p = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, dropout_p=p)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value (V, heads, width of a head) from (V, D), in one product."""
+        projections = self.q_proj, self.k_proj, self.v_proj
+        weight, bias = (torch.cat([getattr(p, name) for p in projections]) for name in ("weight", "bias"))
+        return F.linear(x, weight, bias).view(len(x), 3, self.heads, -1).unbind(1)
 
 
 class TransformerLayer(nn.Module):
@@ -149,7 +176,7 @@ class TransformerLayer(nn.Module):
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout3(self.fc2(self.dropout2(self.activation(self.fc1(x)))))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Where) -> Tensor:
         if self.norm_first:
             x = x + self.dropout1(self.self_attn(self.self_attn_layer_norm(x), mask))
             return x + self.feed_forward(self.final_layer_norm(x))
@@ -195,17 +222,17 @@ class TransformerEncoder(nn.Module):
             nn.init.normal_(module.weight, 0.0, 0.02)
             nn.init.zeros_(module.bias)
 
-    def _run(self, layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _run(self, layer: nn.Module, x: Tensor, mask: Where) -> Tensor:
         if self.gradient_checkpointing and self.training:
             return cast(Tensor, checkpoint(layer, x, mask, use_reentrant=False))
         return layer(x, mask)
 
-    def forward(self, x: Tensor, mask: Tensor | None, last_layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, mask: Where, last_layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
         """Run the first ``last_layer`` layers, all of them by default.
 
         Args:
             x: (B, T, D), zero where padded.
-            mask: (B, T) bool, True for content; None where nothing is padded.
+            mask: which frames are content.
 
         Returns:
             The output (B, T, D), normalised in a pre-norm encoder that was run to its end, and the hidden states: the

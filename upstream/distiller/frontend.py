@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ def receptive_field(conv_layers: Sequence[ConvLayer]) -> int:
 
 def valid_mask(lengths: Tensor, size: int, device: torch.device) -> Tensor | None:
     """(B, size) bool, True where an utterance has content; None where nothing is padded, which is the faster case."""
-    if bool((lengths >= size).all()):
+    if not torch.compiler.is_compiling() and bool((lengths >= size).all()):
         return None
     return torch.arange(size, device=device)[None] < lengths.to(device)[:, None]
 
@@ -149,6 +149,18 @@ class ConvBlock(nn.Sequential):
         nn.init.kaiming_normal_(conv.weight)
         super().__init__(conv, nn.Dropout(dropout), *([norm] if norm else []), nn.GELU())
 
+    @property
+    def conv(self) -> nn.Conv1d:
+        return cast(nn.Conv1d, self[0])
+
+    @property
+    def dropout(self) -> nn.Dropout:
+        return cast(nn.Dropout, self[1])
+
+    @property
+    def norm(self) -> nn.Module | None:
+        return self[2] if len(self) > 3 else None
+
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for module in self:
             x = module(x, mask) if isinstance(module, GroupNormOverTime) else module(x)
@@ -189,6 +201,10 @@ class ConvFrontEnd(nn.Module):
             self.conv_layers.append(ConvBlock(channels_in, layer, norm, bias, dropout))
             channels_in = layer[0]
 
+    @property
+    def blocks(self) -> list[ConvBlock]:
+        return cast(list[ConvBlock], list(self.conv_layers))
+
     def forward(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """wave: (B, samples); lengths: (B,) samples. Returns (B, T, C); only frames of content mean anything."""
         first = self.specs[:1]
@@ -197,6 +213,6 @@ class ConvFrontEnd(nn.Module):
         if not self.norm_over_padding:
             mask = valid_mask(frame_lengths(lengths, first), frames, wave.device)
         x = wave[:, None]
-        for block in self.conv_layers:
+        for block in self.blocks:
             x = block(x, mask)
         return x.transpose(1, 2)

@@ -8,23 +8,28 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoder import PositionalConv, TransformerEncoder, TransformerLayer
+from .encoder import PositionalConv, TransformerEncoder, TransformerLayer, Where
+from .fast import Packing, pack, packed_features
 from .frontend import ConvFrontEnd, frame_lengths, normalize_wave, receptive_field, valid_mask
 from .model_config import DistillerConfig, EncoderConfig
 
 
 class EncoderOutput(NamedTuple):
-    """B utterances, T frames, D wide."""
+    """B utterances, T frames, D wide; packed, one of as many frames as all utterances have."""
 
     hidden_states: list[Tensor]  # (B, T, D): the first layer's input, then each layer's output
     frames: Tensor  # (B,) frames of each utterance
 
 
 class DistillerOutput(NamedTuple):
-    """B utterances, T frames, D wide, N predicted layers. With task embeddings added or concatenated before the
-    Transformer, B in ``projected`` and ``hidden_states`` stands for B times the number of tasks, as in s3prl."""
+    """B utterances, T frames, D wide, N predicted layers; packed, one of as many frames as all utterances have.
+
+    With task embeddings added or concatenated before the Transformer, B in ``projected`` and ``hidden_states`` stands
+    for B times the number of tasks, as in s3prl.
+    """
 
     features: Tensor  # (B, T, C): the front end's output
     projected: Tensor  # (B, T, D): its projection, before the positional embedding
@@ -117,34 +122,62 @@ class Encoder(nn.Module):
             positions, layers, width, config.layer_norm_first, config.dropout, config.encoder_layerdrop
         )
 
-    def extract(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Run the front end.
-
-        Args:
-            wave: (B, samples) zero-padded waveforms at 16 kHz.
-            lengths: (B,) samples of each, on any device (on the CPU it costs no synchronisation).
-
-        Returns:
-            Features (B, T, C), frames of each utterance (B,), and their mask (B, T), None where nothing is padded.
-
-        Raises:
-            ValueError: an utterance is shorter than the receptive field of one frame.
-        """
+    def check_lengths(self, lengths: Tensor) -> None:
+        """Raises ValueError where an utterance is shorter than the receptive field of one frame."""
         shortest = receptive_field(self.conv_layers)
         if int(lengths.min()) < shortest:
             raise ValueError(
                 f"an utterance of {int(lengths.min())} samples is shorter than one frame of the model: "
                 f"it needs at least {shortest} ({shortest / 16:.0f} ms at 16 kHz)"
             )
+
+    def pack(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Packing]:
+        """What the fast path takes: waveforms padded to whole frame shifts, and where their frames lie.
+
+        Args:
+            wave: (B, samples) zero-padded waveforms at 16 kHz.
+            lengths: (B,) samples of each, on the CPU.
+
+        Raises:
+            ValueError: an utterance is shorter than the receptive field of one frame.
+        """
+        self.check_lengths(lengths)
+        hop = self.config.downsample_rate
+        wave = F.pad(wave, (0, -wave.shape[1] % hop))
+        frames = frame_lengths(lengths, self.conv_layers)
+        return wave, pack(lengths.tolist(), frames.tolist(), wave.shape[1], hop, wave.device)
+
+    def extract(self, wave: Tensor, lengths: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor, Where]:
+        """Run the front end.
+
+        Args:
+            wave: (B, samples) zero-padded waveforms at 16 kHz.
+            lengths: (B,) samples of each, on any device (on the CPU it costs no synchronisation).
+            packing: from :meth:`pack`, as is ``wave``, for the fast path.
+
+        Returns:
+            Features (B, T, C), frames of each utterance (B,), and which frames are content.
+
+        Raises:
+            ValueError: an utterance is shorter than the receptive field of one frame.
+        """
+        if packing is None:
+            self.check_lengths(lengths)
+        else:
+            lengths = packing.samples
         if self.config.normalize:
             wave = normalize_wave(wave, lengths, self.config.normalize_eps)
         scale = self.config.feature_grad_mult
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
-            features = self.feature_extractor(wave, lengths)
+            if packing is None:
+                features = self.feature_extractor(wave, lengths)
+            else:
+                features = packed_features(self.feature_extractor, wave, packing)
         if scale not in (0.0, 1.0):
             features = _ScaleGradient.apply(features, scale)
         frames = frame_lengths(lengths, self.conv_layers)
-        return features, frames, valid_mask(frames, features.shape[1], features.device)
+        where = valid_mask(frames, features.shape[1], features.device) if packing is None else packing
+        return features, frames, where
 
     def project(self, features: Tensor) -> Tensor:
         """(B, T, C) to (B, T, D)."""
@@ -152,14 +185,17 @@ class Encoder(nn.Module):
             features = self.layer_norm(features)
         return features if self.post_extract_proj is None else self.post_extract_proj(features)
 
-    def forward(self, wave: Tensor, lengths: Tensor, last_layer: int | None = None) -> EncoderOutput:
+    def forward(
+        self, wave: Tensor, lengths: Tensor, last_layer: int | None = None, packing: Packing | None = None
+    ) -> EncoderOutput:
         """Hidden states up to ``last_layer`` (by default all), the last of a pre-norm encoder normalised.
 
         Args:
             wave: (B, samples) zero-padded waveforms at 16 kHz.
             lengths: (B,) samples of each.
+            packing: from :meth:`pack`, as is ``wave``, for the fast path.
         """
-        features, frames, mask = self.extract(wave, lengths)
+        features, frames, mask = self.extract(wave, lengths, packing)
         x = _zero_padding(self.project(features), mask)
         output, hidden_states = self.encoder(x, mask, last_layer)
         return EncoderOutput([*hidden_states[:-1], output], frames)
@@ -203,7 +239,9 @@ class DistillerModel(Encoder):
         assert isinstance(config, DistillerConfig)
         return config.task_emb_size if config.task_emb_type == "concat" else 0
 
-    def forward(self, wave: Tensor, lengths: Tensor, predict: bool = True) -> DistillerOutput:
+    def forward(
+        self, wave: Tensor, lengths: Tensor, predict: bool = True, packing: Packing | None = None
+    ) -> DistillerOutput:
         """Run the student.
 
         Args:
@@ -211,12 +249,15 @@ class DistillerModel(Encoder):
             lengths: (B,) samples of each.
             predict: whether to run the prediction heads, which downstream tasks do without. A student with
                 ``n_tasks`` 0 has none.
+            packing: from :meth:`pack`, as is ``wave``, for the fast path; not with task embeddings that multiply the
+                utterances.
         """
-        features, frames, mask = self.extract(wave, lengths)
+        features, frames, mask = self.extract(wave, lengths, packing)
         tasks = 1
         if self.config.task_emb_type in ("add", "concat"):
             tasks = self.config.n_tasks
             projected = self._project_with_tasks(features)
+            assert not isinstance(mask, Packing), "each task embedding makes a copy of the batch"
             mask = None if mask is None else mask.repeat_interleave(tasks, 0)
         else:
             projected = self.project(features)
@@ -259,5 +300,5 @@ class DistillerModel(Encoder):
         return self.output_layer(output)
 
 
-def _zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x.masked_fill(~mask[..., None], 0)
+def _zero_padding(x: Tensor, where: Where) -> Tensor:
+    return x.masked_fill(~where[..., None], 0) if isinstance(where, Tensor) else x

@@ -1,0 +1,142 @@
+"""The fast path gives the numbers and gradients of the plain definition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from s3prl_distiller.upstream.distiller.encoder import same_length_conv
+from s3prl_distiller.upstream.distiller.fast.front_end import strided_product
+from s3prl_distiller.upstream.distiller.fast.positions import overlap_add
+from s3prl_distiller.upstream.distiller.model import DistillerModel, DistillerOutput
+from s3prl_distiller.upstream.distiller.model_config import DistillerConfig
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+SMALL = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 48,
+    "encoder_ffn_embed_dim": 64,
+    "encoder_attention_heads": 4,
+    "final_dim": 48,
+    "extractor_conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2",
+    "n_tasks": 3,
+    "task_emb_type": "expand-last",
+    "out_layer_type": "expand-last",
+}
+XLSR = {
+    "extractor_mode": "layer_norm",
+    "conv_bias": True,
+    "layer_norm_first": True,
+    "normalize": True,
+    "feature_layer_norm": True,
+    "feature_grad_mult": 0.1,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "hubert": {},
+    "xlsr": XLSR,
+    "data2vec": {"conv_pos": 95, "conv_pos_depth": 5, "extractor_mode": "layer_norm"},
+    "heads of other kinds": {"task_emb_type": "concat-last", "task_emb_size": 8, "out_layer_type": "linear"},
+    "an odd front end": {
+        "extractor_conv_feature_layers": "[(16,7,4), (24,5,3), (32,3,3), (32,1,2)]",
+        "conv_bias": True,
+    },
+}
+LENGTHS = [16_000, 400, 12_345, 719, 720, 9_999]
+
+
+def student(**options: Any) -> DistillerModel:
+    torch.manual_seed(0)
+    model = DistillerModel(DistillerConfig.from_mapping({**SMALL, **options})).eval()
+    for parameter in model.parameters():  # biases and scales are born as zeros and ones, which hide mistakes
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    waves = [0.1 * torch.randn(n, generator=generator) + 0.02 for n in lengths]
+    return pad_sequence(waves, batch_first=True), torch.tensor(lengths)
+
+
+def content(x: Tensor, frames: Tensor) -> Tensor:
+    """(V, ...) frames of all utterances end to end from (B, T, ...)."""
+    return torch.cat([row[:count] for row, count in zip(x, frames.tolist(), strict=True)])
+
+
+def both(model: DistillerModel, lengths: list[int]) -> tuple[DistillerOutput, DistillerOutput]:
+    wave, counts = batch(lengths)
+    padded, packing = model.pack(wave, counts)
+    return model(wave, counts), model(padded, counts, packing=packing)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_frames_are_those_of_the_plain_path(kind: str) -> None:
+    model = student(**KINDS[kind])
+    with torch.no_grad():
+        plain, fast = both(model, LENGTHS)
+    assert plain.predictions is not None and fast.predictions is not None
+    pairs = [(plain.features, fast.features), (plain.projected, fast.projected), (plain.output, fast.output)]
+    pairs += list(zip(plain.hidden_states, fast.hidden_states, strict=True))
+    pairs += list(zip(plain.predictions.unbind(1), fast.predictions.unbind(1), strict=True))
+    for one, other in pairs:
+        torch.testing.assert_close(content(one, plain.frames), other[0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(plain.frames, fast.frames)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_the_plain_path(kind: str) -> None:
+    model = student(**KINDS[kind])
+    plain, fast = both(model, LENGTHS)
+    assert plain.predictions is not None and fast.predictions is not None
+    found: list[dict[str, Tensor]] = []
+    for predicted in (content(plain.predictions.transpose(1, 2), plain.frames), fast.predictions.transpose(1, 2)[0]):
+        model.zero_grad()
+        (predicted.square().mean() + predicted.mean()).backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    # A bias that the normalisation takes away again has no gradient there, and zeros in the plain path.
+    assert set(found[0]) - set(found[1]) <= {"feature_extractor.conv_layers.0.0.bias"} and len(found[1]) > 20
+    # A key's bias has no influence on attention: its gradient is rounding, in any path.
+    largest = max(float(gradient.abs().max()) for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        other = found[1].get(name, torch.zeros_like(gradient))
+        torch.testing.assert_close(other, gradient, atol=1e-5 * largest, rtol=1e-3, msg=name)
+
+
+def test_what_a_packing_cannot_do_is_the_shortest_utterance_too_short() -> None:
+    wave, counts = batch([16_000, 399])
+    with pytest.raises(ValueError, match="an utterance of 399 samples is shorter than one frame"):
+        student().pack(wave, counts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.integers(1, 12),
+    frames=st.integers(1, 40),
+    groups=st.sampled_from([1, 2, 4]),
+    utterances=st.integers(1, 3),
+)
+def test_overlap_add_is_the_convolution(kernel: int, frames: int, groups: int, utterances: int) -> None:
+    generator = torch.Generator().manual_seed(kernel * frames)
+    x = torch.randn(utterances, frames, 8, generator=generator)
+    weight = torch.randn(8, 8 // groups, kernel, generator=generator)
+    bias = torch.randn(8, generator=generator)
+    expected = same_length_conv(x.transpose(1, 2), weight, bias, groups).transpose(1, 2)
+    torch.testing.assert_close(overlap_add(x, weight, bias, groups), expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(kernel=st.integers(1, 9), stride=st.integers(1, 6), frames=st.integers(1, 20), channels=st.integers(1, 5))
+def test_strided_product_is_the_convolution(kernel: int, stride: int, frames: int, channels: int) -> None:
+    generator = torch.Generator().manual_seed(kernel * stride)
+    x = torch.randn(frames * stride, channels, generator=generator)
+    weight = torch.randn(7, channels, kernel, generator=generator)
+    bias = torch.randn(7, generator=generator)
+    padded = F.pad(x, (0, 0, 0, max(0, kernel - stride)))
+    expected = F.conv1d(padded.t()[None], weight, bias, stride)[0].t()[:frames]
+    found = strided_product(x, weight, bias, stride)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
