@@ -21,7 +21,8 @@ def build_optimizer(members: Sequence[Member], config: OptimizerConfig) -> torch
     if config.name == "SGD":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
     kind = torch.optim.Adam if config.name == "Adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr, betas=betas, eps=config.eps)
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return kind(groups, lr=config.lr, betas=betas, eps=config.eps, fused=on_gpu or None)
 
 
 def _groups(member: Member, config: OptimizerConfig) -> list[dict[str, Any]]:

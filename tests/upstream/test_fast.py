@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3prl_distiller.upstream.distiller.encoder import same_length_conv
-from s3prl_distiller.upstream.distiller.fast.front_end import strided_product
 from s3prl_distiller.upstream.distiller.fast.positions import overlap_add
+from s3prl_distiller.upstream.distiller.fast.strided import strided_product
 from s3prl_distiller.upstream.distiller.model import DistillerModel, DistillerOutput
 from s3prl_distiller.upstream.distiller.model_config import DistillerConfig
 from torch import Tensor
@@ -133,10 +133,14 @@ def test_overlap_add_is_the_convolution(kernel: int, frames: int, groups: int, u
 @given(kernel=st.integers(1, 9), stride=st.integers(1, 6), frames=st.integers(1, 20), channels=st.integers(1, 5))
 def test_strided_product_is_the_convolution(kernel: int, stride: int, frames: int, channels: int) -> None:
     generator = torch.Generator().manual_seed(kernel * stride)
-    x = torch.randn(frames * stride, channels, generator=generator)
-    weight = torch.randn(7, channels, kernel, generator=generator)
-    bias = torch.randn(7, generator=generator)
+    x = torch.randn(frames * stride, channels, generator=generator, requires_grad=True)
+    weight = torch.randn(7, channels, kernel, generator=generator, requires_grad=True)
+    bias = torch.randn(7, generator=generator, requires_grad=True)
     padded = F.pad(x, (0, 0, 0, max(0, kernel - stride)))
     expected = F.conv1d(padded.t()[None], weight, bias, stride)[0].t()[:frames]
     found = strided_product(x, weight, bias, stride)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    direction = torch.randn(found.shape, generator=generator)
+    gradients = [torch.autograd.grad((y * direction).sum(), (x, weight, bias)) for y in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)

@@ -82,6 +82,8 @@ class Encoder(nn.Module):
         config.check()
         self.config = config
         self.conv_layers = config.conv_layers
+        self.trains_front_end = config.feature_grad_mult > 0
+        self.scales_gradient = config.feature_grad_mult not in (0.0, 1.0)
         width = config.encoder_embed_dim
         channels = self.conv_layers[-1][0]
         self.feature_extractor = ConvFrontEnd(
@@ -96,6 +98,13 @@ class Encoder(nn.Module):
         project = config.always_project or features != width
         self.post_extract_proj = nn.Linear(features, width) if project else None
         self.encoder = self._build_transformer(config) if config.encoder_layers else nn.GELU()
+
+    def compile_fast_path(self) -> None:
+        """Compile what is compiled once for all layers and any number of frames: it takes half a minute, not more."""
+        if isinstance(self.encoder, TransformerEncoder):
+            self.encoder.pos_conv.compile(dynamic=True)
+            for layer in self.encoder.layers:
+                layer.compile(dynamic=True)
 
     @staticmethod
     def _task_embedding_width(config: EncoderConfig) -> int:
@@ -167,14 +176,13 @@ class Encoder(nn.Module):
             lengths = packing.samples
         if self.config.normalize:
             wave = normalize_wave(wave, lengths, self.config.normalize_eps)
-        scale = self.config.feature_grad_mult
-        with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_front_end):
             if packing is None:
                 features = self.feature_extractor(wave, lengths)
             else:
                 features = packed_features(self.feature_extractor, wave, packing)
-        if scale not in (0.0, 1.0):
-            features = _ScaleGradient.apply(features, scale)
+        if self.scales_gradient:
+            features = _ScaleGradient.apply(features, self.config.feature_grad_mult)
         frames = frame_lengths(lengths, self.conv_layers)
         where = valid_mask(frames, features.shape[1], features.device) if packing is None else packing
         return features, frames, where

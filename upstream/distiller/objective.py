@@ -36,7 +36,7 @@ def distillation_loss(
     predictions: Tensor,
     targets: Tensor,
     mask: Tensor | None,
-    layers: Sequence[int],
+    layers: Sequence[int] | Sequence[str],
     *,
     loss_type: str = "l1",
     cosine_weight: float = 1.0,

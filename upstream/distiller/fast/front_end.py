@@ -8,14 +8,13 @@ mean and covariance of what it filters.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..frontend import ChannelLayerNorm, ConvBlock, ConvFrontEnd, GroupNormOverTime, frame_lengths
 from .packing import Packing
+from .strided import strided_product
 
 
 def packed_features(front_end: ConvFrontEnd, wave: Tensor, packing: Packing) -> Tensor:
@@ -27,65 +26,56 @@ def packed_features(front_end: ConvFrontEnd, wave: Tensor, packing: Packing) -> 
         packing: of these utterances.
     """
     first, *others = front_end.blocks
-    rows = math.prod(stride for _, _, stride in front_end.specs[1:])  # of the first layer in each slot
-    x = first_product(first, wave, packing.samples)
-    # Out of the padded batch here, before the first layer's output is touched.
-    x = packing.slots.take(x.reshape(-1, rows * x.shape[-1])).view(-1, x.shape[-1])
-    x = finish(first, x)
+    x = finish(first, first_product(first, wave, packing))
     for block in others:
         x = finish(block, strided_product(x, block.conv.weight, block.conv.bias, block.conv.stride[0]))
     return packing.frames.take(x)[None]
 
 
-def first_product(block: ConvBlock, wave: Tensor, lengths: Tensor) -> Tensor:
-    """The first convolution, normalised over each utterance if it is: (B, samples) to (B, samples / stride, C)."""
+def first_product(block: ConvBlock, wave: Tensor, packing: Packing) -> Tensor:
+    """The first convolution, normalised over each utterance if it is: (B, samples) to (rows, C) of the filled slots."""
     conv, norm = block.conv, block.norm
     (kernel,), (stride,) = conv.kernel_size, conv.stride
     windows = F.pad(wave, (0, kernel - stride)).unfold(1, kernel, stride)
     weight, shift = conv.weight[:, 0].t().expand(len(wave), -1, -1), conv.bias
     if isinstance(norm, GroupNormOverTime):
-        scale, shift = normalisation(norm, conv, windows, lengths)
+        mean, covariance = packing.once(wave, lambda: window_statistics(block.conv, windows, packing))
+        scale, shift = normalisation(norm, conv, mean, covariance)
         weight = weight * scale[:, None]
+    padded_slots = packing.padded_slots
+    rows = windows.reshape(padded_slots, -1)[packing.slots].view(-1, kernel)
     # The shift is one more tap, on a constant 1. A GPU is fast with rows of a multiple of 16 bytes only.
     taps = kernel if shift is None else kernel + 1
-    constant = windows.new_ones(1).expand(*windows.shape[:2], taps - kernel)
-    windows = F.pad(torch.cat([windows, constant], -1), (0, -taps % 8))
+    rows = F.pad(F.pad(rows, (0, taps - kernel), value=1.0), (0, -taps % 8))
     if shift is not None:
         weight = torch.cat([weight, shift.expand(len(wave), -1)[:, None]], 1)
-    return windows @ F.pad(weight, (0, 0, 0, -taps % 8))
+    weight = F.pad(weight, (0, 0, 0, -taps % 8))
+    ends = packing.slot_ends * (windows.shape[1] * len(wave) // padded_slots)
+    kind = torch.get_autocast_dtype(wave.device.type) if torch.is_autocast_enabled(wave.device.type) else wave.dtype
+    return F.grouped_mm(rows.to(kind), weight.to(kind), offs=ends)
 
 
-def normalisation(norm: GroupNormOverTime, conv: nn.Conv1d, windows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift (B, C) that normalise the filters' output over time, from (B, T, kernel) windows of the wave."""
-    frames = frame_lengths(lengths, [(conv.out_channels, conv.kernel_size[0], conv.stride[0])])
+def window_statistics(conv: nn.Conv1d, windows: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    """Mean (B, 1, kernel) and covariance (B, kernel, kernel) of each utterance's windows (B, T, kernel).
+
+    In float64: a filter that cancels most of the wave leaves little of the covariance's digits.
+    """
+    frames = frame_lengths(packing.samples, [(conv.out_channels, conv.kernel_size[0], conv.stride[0])])
     content = (torch.arange(windows.shape[1], device=windows.device)[None] < frames[:, None])[..., None]
-    # A filter that cancels most of the wave leaves little of the covariance's digits.
-    with torch.autocast(windows.device.type, enabled=False):
-        wide, filters = windows.double(), conv.weight[:, 0].double()
-        count = frames[:, None, None].double()
-        mean = (wide * content).sum(1, keepdim=True) / count
-        centred = (wide - mean) * content
-        covariance = centred.transpose(1, 2) @ centred / count
+    wide, count = windows.double(), frames[:, None, None].double()
+    mean = (wide * content).sum(1, keepdim=True) / count
+    centred = (wide - mean) * content
+    return mean, centred.transpose(1, 2) @ centred / count
+
+
+def normalisation(norm: GroupNormOverTime, conv: nn.Conv1d, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift (B, C) that normalise the filters' output over time, from mean and covariance of the windows."""
+    with torch.autocast(mean.device.type, enabled=False):
+        filters = conv.weight[:, 0].double()
         variance = ((filters @ covariance) * filters).sum(-1)
         scale = torch.rsqrt(variance + norm.eps) * norm.weight
         shift = norm.bias - (mean @ filters.t())[:, 0] * scale
     return scale.float(), shift.float()
-
-
-def strided_product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """The convolution of (T * stride, C) with (C', C, kernel): (T, C'), as if zeros followed."""
-    kernel = weight.shape[2]
-    taps = weight.permute(2, 1, 0)
-    rows = x.view(-1, stride * x.shape[1])
-    total = bias
-    for ahead, first in enumerate(range(0, kernel, stride)):
-        used = taps[first : first + stride].flatten(0, 1)
-        product = rows[:, : len(used)] @ used
-        if ahead:
-            product = F.pad(product, (0, 0, 0, ahead))[ahead:]
-        total = product if total is None else total + product
-    assert total is not None
-    return total
 
 
 def finish(block: ConvBlock, x: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, cast
 
@@ -60,8 +60,10 @@ class Packing:
         samples: (B,) of each utterance.
         bounds: (B + 1,) int32, first frame of each utterance and the end of the last.
         longest: T.
-        slots: from (B * slots of the longest) slots of padded waveforms to those that utterances fill, end to end. A
-            slot is as many samples as there are from one frame to the next.
+        slots: (N,) those of the slots of the padded waveforms that utterances fill. A slot is as many samples as there
+            are from one frame to the next.
+        padded_slots: of all padded waveforms.
+        slot_ends: (B,) int32, end of each utterance's filled slots.
         frames: from filled slots to the V frames of content: the last slots of an utterance are too short for one.
         padded: from B * T padded frames to the V frames.
     """
@@ -69,9 +71,21 @@ class Packing:
     samples: Tensor
     bounds: Tensor
     longest: int
-    slots: Layout
+    slots: Tensor
+    padded_slots: int
+    slot_ends: Tensor
     frames: Layout
     padded: Layout
+    _found: list[tuple[Tensor, Any]] = field(default_factory=list)
+
+    def once(self, of: Tensor, compute: Callable[[], Any]) -> Any:
+        """What is computed of a tensor, the second time from memory: teacher and student see the same waveforms."""
+        for known, value in self._found:
+            if known is of:
+                return value
+        value = compute()
+        self._found.append((of, value))
+        return value
 
     @property
     def content(self) -> Tensor:
@@ -114,13 +128,16 @@ def pack(samples: Sequence[int], frames: Sequence[int], padded: int, hop: int, d
         device: of the model. Nothing waits for it.
     """
     slots = [-(-n // hop) for n in samples]
+    padded_slots = [padded // hop] * len(slots)
     longest = max(frames)
     on_device = torch.tensor([list(samples), slots, list(frames)]).to(device, non_blocking=True)
     return Packing(
         on_device[0],
         F.pad(on_device[2].cumsum(0), (1, 0)).int(),
         longest,
-        _layout(slots, [padded // hop] * len(slots), on_device[1]),
+        _layout(slots, padded_slots, on_device[1]).there,
+        sum(padded_slots),
+        on_device[1].cumsum(0).int(),
         _layout(frames, slots, on_device[2]),
         _layout(frames, [longest] * len(frames), on_device[2]),
     )

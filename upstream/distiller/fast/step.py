@@ -1,0 +1,77 @@
+"""One step of distillation on the fast path, teacher first, so that little of it is in memory with the student."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..model import DistillerModel, Encoder
+from ..objective import DistillationLoss, distillation_loss
+from .packing import Packing
+
+
+class PackedDistillation:
+    """The loss of a batch, over frames of content only.
+
+    Args:
+        student: with prediction heads, on the teacher's frames (see :func:`refusal`).
+        teacher: without gradient.
+        dtype: that autocast computes products in: the teacher's weights are kept so, not cast at each step.
+        compiled: whether parts of teacher and student are compiled, for batches of any shape at once.
+    """
+
+    def __init__(self, student: DistillerModel, teacher: Encoder, dtype: torch.dtype, compiled: bool):
+        self.student, self.teacher = student, teacher
+        _keep_products(teacher, dtype)
+        self._loss = distillation_loss
+        if compiled:
+            student.compile_fast_path()
+            teacher.compile_fast_path()
+            self._loss = torch.compile(distillation_loss, dynamic=True)
+
+    def __call__(self, wave: Tensor, lengths: Tensor) -> DistillationLoss:
+        """wave: (B, samples) zero-padded waveforms at 16 kHz; lengths: (B,) samples of each, on the CPU."""
+        wave, packing = self.student.pack(wave, lengths)
+        targets = self._teach(wave, packing)
+        config = self.student.config
+        out = self.student(wave, packing.samples, packing=packing)
+        assert out.predictions is not None
+        return self._loss(
+            out.predictions,
+            targets,
+            None,
+            [str(layer) for layer in config.targets],  # a compiled function takes no number into a name
+            loss_type=config.loss_type,
+            cosine_weight=config.cosine_loss,
+            features=out.features if config.feat_pen_loss > 0 else None,
+            feature_penalty=config.feat_pen_loss,
+        )
+
+    @torch.no_grad()
+    def _teach(self, wave: Tensor, packing: Packing) -> Tensor:
+        """(1, N, V, D) hidden states of the layers that the student predicts."""
+        layers = self.student.config.targets
+        states = self.teacher(wave, packing.samples, last_layer=max(layers), packing=packing).hidden_states
+        return torch.stack([states[layer] for layer in layers], 1)
+
+
+def _keep_products(teacher: Encoder, dtype: torch.dtype) -> None:
+    for block in teacher.feature_extractor.blocks[1:]:  # the first is folded into its normalisation, in float64
+        block.conv.to(dtype)
+    for module in teacher.modules():
+        if isinstance(module, nn.Linear):
+            module.to(dtype)
+
+
+def refusal(student: DistillerModel, teacher: Encoder | None) -> str | None:
+    """Why a student and the twin of its teacher cannot take the fast path; None where they can."""
+    config = student.config
+    if teacher is None:
+        return "the teacher has no twin"
+    if [layer[1:] for layer in student.conv_layers] != [layer[1:] for layer in teacher.conv_layers]:
+        return "the front ends of student and teacher make different frames"
+    if config.norm_over_padding or teacher.config.norm_over_padding:
+        return "norm_over_padding needs the padding"
+    if config.task_emb_type in ("add", "concat"):
+        return f"task_emb_type={config.task_emb_type} makes several utterances of each"
+    return None
