@@ -20,7 +20,7 @@ class DataConfig:
     batch_seconds: float = 375.0
     """most seconds of audio in a batch, padding counted (24 x 15.625)"""
     num_workers: int = -1
-    """decoding processes; -1: one fewer than there are cores, at most 8; 0: decode in the training process"""
+    """decoding processes of each training process; -1: one fewer than it has cores, at most 8; 0: decode in it"""
     num_buckets: int = 20
     """groups of similar length that batches are drawn from; more means less padding"""
     valid_share: float = 0.02
@@ -59,8 +59,9 @@ def validate(config: DataConfig) -> None:
 
 
 def worker_count(num_workers: int) -> int:
-    """Number of decoding processes, -1 resolved."""
-    return min(8, cores() - 1) if num_workers < 0 else num_workers
+    """Number of decoding processes, -1 resolved; the processes that torchrun starts on a machine share its cores."""
+    share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(8, share - 1)) if num_workers < 0 else num_workers
 
 
 def cache_folder(config: DataConfig) -> Path:

@@ -87,11 +87,27 @@ class _Item:
         self.index, self.duration = index, duration
 
 
-class TrainOrder:
-    """The batches of one epoch: utterances of similar length together, everything shuffled, nothing left over."""
+class Part(NamedTuple):
+    """Which part of everything is for a process: that of number ``rank`` of ``world``."""
 
-    def __init__(self, utterances: list[Utterance], limits: Limits, seed: int, epoch: int, skip: int = 0):
-        self._utterances, self._limits = utterances, limits
+    rank: int
+    world: int
+
+
+ALL = Part(0, 1)
+
+
+class TrainOrder:
+    """The batches of one epoch: utterances of similar length together, everything shuffled, nothing left over.
+
+    However many processes there are, the batches are the same; each process has its part of every one of them, which
+    may be empty.
+    """
+
+    def __init__(
+        self, utterances: list[Utterance], limits: Limits, seed: int, epoch: int, skip: int = 0, part: Part = ALL
+    ):
+        self._utterances, self._limits, self._part = utterances, limits, part
         self._seed, self._epoch, self._skip = seed, epoch, skip
 
     def __iter__(self) -> Iterator[list[Request]]:
@@ -119,7 +135,9 @@ class TrainOrder:
             world_size=1,
         )
         for batch in islice(sampler, self._skip, None):
-            yield [self._request(item.index) for item in batch]
+            # By length, so that all processes have about as much to do.
+            dealt = sorted(batch, key=lambda item: -item.duration)[self._part.rank :: self._part.world]
+            yield [self._request(item.index) for item in dealt]
 
     def _request(self, index: int) -> Request:
         utterance = self._utterances[index]
@@ -130,13 +148,16 @@ class TrainOrder:
 
 
 class ValidOrder:
-    """The batches of a validation: shortest first, every utterance from its beginning."""
+    """The batches of a validation: shortest first, every utterance from its beginning. A process has some of them."""
 
-    def __init__(self, utterances: list[Utterance], limits: Limits):
+    def __init__(self, utterances: list[Utterance], limits: Limits, part: Part = ALL):
         self._utterances = sorted(utterances, key=lambda u: (_length(u, limits.crop), u.id))
-        self._limits = limits
+        self._limits, self._part = limits, part
 
     def __iter__(self) -> Iterator[list[Request]]:
+        return islice(self._batches(), self._part.rank, None, self._part.world)
+
+    def _batches(self) -> Iterator[list[Request]]:
         batch: list[Request] = []
         for utterance in self._utterances:
             samples = _length(utterance, self._limits.crop)

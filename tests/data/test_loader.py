@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 
 from s3prl_distiller import audio
 from s3prl_distiller.data import Batch, DataConfig
-from s3prl_distiller.data.loader import Limits, TrainOrder, ValidOrder, bucket_edges, make_loader
+from s3prl_distiller.data.config import worker_count
+from s3prl_distiller.data.loader import Limits, Part, TrainOrder, ValidOrder, bucket_edges, make_loader
 from s3prl_distiller.data.utterance import Utterance
 
 
@@ -90,6 +91,32 @@ def test_order_is_decided_by_seed_and_epoch_alone():
     assert len(moved) > 50 and all(moved), "crops differ from epoch to epoch"
     for skip in (0, 1, len(first) // 2, len(first), len(first) + 3):
         assert order(0, 0, skip) == first[skip:]
+
+
+@pytest.mark.parametrize("world", [2, 3, 40])
+def test_processes_have_parts_of_the_same_batches(world):
+    """About as much of each as the others, or with too few utterances nothing at all."""
+    lengths = np.random.default_rng(1).integers(8000, 400_000, 400).tolist()
+    listed, limits = utterances(lengths), Limits(250_000, 24, 375.0, 4)
+    whole = list(TrainOrder(listed, limits, 0, 1))
+    parts = [list(TrainOrder(listed, limits, 0, 1, 2, Part(rank, world))) for rank in range(world)]
+    for batch, *shares in zip(whole[2:], *parts, strict=True):
+        assert sorted(request for share in shares for request in share) == sorted(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        audio_of = [sum(request.samples for request in share) for share in shares]
+        assert max(audio_of) - min(audio_of) <= max(request.samples for request in batch)
+    valid = list(ValidOrder(listed, limits))
+    dealt = [list(ValidOrder(listed, limits, Part(rank, world))) for rank in range(world)]
+    assert dealt == [valid[rank::world] for rank in range(world)]
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr("s3prl_distiller.data.config.cores", lambda: 16)
+    found = []
+    for processes in (1, 2, 4, 16, 64):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        found.append(worker_count(-1))
+    assert found == [8, 7, 3, 0, 0] and worker_count(5) == 5
 
 
 def test_crops_cover_an_utterance_evenly():
