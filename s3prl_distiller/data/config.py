@@ -21,6 +21,9 @@ class DataConfig:
     """most seconds of audio in a batch, padding counted (24 x 15.625)"""
     num_workers: int = -1
     """decoding processes of each training process; -1: one fewer than it has cores, at most 8; 0: decode in it"""
+    shuffle: str = "all"
+    """"all": any utterance may follow any other; "shards": tars of a Shar folder follow each other in any order, and
+    utterances are drawn from the next 5000 (some tars) only: for data on a disk that is slow to seek in, or far away"""
     num_buckets: int = 20
     """groups of similar length that batches are drawn from; more means less padding"""
     valid_share: float = 0.02
@@ -54,6 +57,8 @@ def validate(config: DataConfig) -> None:
         raise ValueError(f"data.min_seconds is {config.min_seconds}: it must be from 0 to below data.split_seconds")
     if config.num_workers < -1:
         raise ValueError(f"data.num_workers is {config.num_workers}: give -1 (automatic), 0 or a number of processes")
+    if config.shuffle not in ("all", "shards"):
+        raise ValueError(f"data.shuffle is {config.shuffle!r}: it is 'all' or 'shards'")
     if config.check not in ("full", "header"):
         raise ValueError(f"data.check is {config.check!r}: it is 'full' or 'header'")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -102,28 +103,38 @@ class TrainOrder:
 
     However many processes there are, the batches are the same; each process has its part of every one of them, which
     may be empty.
+
+    Args:
+        shards: stretches of ``utterances`` that stay in order, as far as batches of similar length let them: these are
+            shuffled as wholes. None: every utterance by itself.
     """
 
     def __init__(
-        self, utterances: list[Utterance], limits: Limits, seed: int, epoch: int, skip: int = 0, part: Part = ALL
+        self,
+        utterances: Sequence[Utterance],
+        limits: Limits,
+        seed: int,
+        epoch: int,
+        skip: int = 0,
+        part: Part = ALL,
+        shards: Sequence[range] | None = None,
     ):
-        self._utterances, self._limits, self._part = utterances, limits, part
+        self._utterances, self._limits, self._part, self._shards = utterances, limits, part, shards
         self._seed, self._epoch, self._skip = seed, epoch, skip
 
     def __iter__(self) -> Iterator[list[Request]]:
         from lhotse.dataset.sampling import DynamicBucketingSampler
         from lhotse.dataset.sampling.dynamic_bucketing import FixedBucketBatchSizeConstraint
 
-        lengths = [_length(utterance, self._limits.crop) for utterance in self._utterances]
+        # Numbers in arrays, and items one at a time: there may be millions.
+        lengths = array("q", (_length(utterance, self._limits.crop) for utterance in self._utterances))
         edges = bucket_edges(lengths, self._limits)
         seed = stable_hash(f"{self._seed}:{self._epoch}") % 2**32
-        order = list(range(len(lengths)))
-        random.Random(seed).shuffle(order)
         # A limit in seconds alone would let the last utterance of a batch, longer than the others, pad it beyond the
         # limit; sizes fixed by each bucket's upper edge cannot. Buckets stay "synced" even in one process: without it
         # lhotse 1.33 stops an epoch at the first empty bucket and loses the rest.
         sampler = DynamicBucketingSampler(
-            [_Item(index, lengths[index]) for index in order],
+            (_Item(index, lengths[index]) for index in self._shuffled(random.Random(seed))),
             constraint=FixedBucketBatchSizeConstraint(edges, [self._limits.most(edge) for edge in edges]),
             duration_bins=edges[:-1],
             buffer_size=_POOL,
@@ -138,6 +149,13 @@ class TrainOrder:
             # By length, so that all processes have about as much to do.
             dealt = sorted(batch, key=lambda item: -item.duration)[self._part.rank :: self._part.world]
             yield [self._request(item.index) for item in dealt]
+
+    def _shuffled(self, rng: random.Random) -> Iterable[int]:
+        if self._shards is None:
+            order = array("q", range(len(self._utterances)))
+            rng.shuffle(order)
+            return order
+        return chain.from_iterable(rng.sample(self._shards, len(self._shards)))
 
     def _request(self, index: int) -> Request:
         utterance = self._utterances[index]
@@ -169,7 +187,25 @@ class ValidOrder:
             yield batch
 
 
-def bucket_edges(lengths: list[int], limits: Limits) -> list[float]:
+def tar_shards(utterances: Sequence[Utterance]) -> list[range]:
+    """Stretches of utterances that lie in one tar.
+
+    Raises:
+        ValueError: some lie in no tar.
+    """
+    shards, low = [], 0
+    for path, members in groupby(u.audio.path if isinstance(u.audio, TarMember) else None for u in utterances):
+        if path is None:
+            raise ValueError(
+                f"data.shuffle is 'shards', but {utterances[low].place} lies in no tar of a Shar folder: use 'all'"
+            )
+        high = low + sum(1 for _ in members)
+        shards.append(range(low, high))
+        low = high
+    return shards
+
+
+def bucket_edges(lengths: Sequence[int], limits: Limits) -> list[float]:
     """Upper edges of buckets that give about as many batches each, the last being the longest length.
 
     lhotse picks buckets evenly, so buckets of equal audio would leave an epoch's end to the short utterances, of which
