@@ -19,7 +19,7 @@ from s3prl_distiller.engine import distributed, estimate, train
 from s3prl_distiller.engine.randomness import seed
 
 from .common import log_to, run_command
-from .runs import add_options, joined, starting_point
+from .runs import add_options, agree, joined, starting_point
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ def _train(args: argparse.Namespace, module: ModuleType, device: torch.device) -
         raise ValueError("--dry-run times the steps of one process: start it without torchrun")
     folder = _folder(args)
     resume, weights = starting_point(args, folder)
+    agree(resume, folder)
     config, given = _config(args, module, resume)
     if not args.dry_run and distributed.is_main():
         log_to(folder / "run.log")

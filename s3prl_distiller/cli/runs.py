@@ -70,6 +70,15 @@ def starting_point(args: argparse.Namespace, folder: Path) -> tuple[Path | None,
     return None, None
 
 
+def agree(resume: Path | None, folder: Path) -> None:
+    """Raises ValueError where processes, those of another machine say, would go on from something else."""
+    if len(set(distributed.gather([resume]))) > 1:
+        raise ValueError(
+            f"not all processes see the same checkpoints in {folder}: with several machines the results must go to a "
+            "folder that all of them share (-p)"
+        )
+
+
 def choose_device(name: str | None) -> torch.device:
     """The device of that name, by default a GPU if there is one, which is then told to suit batches of any lengths.
 

@@ -14,6 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from s3prl_distiller.cli.runs import agree
+from s3prl_distiller.engine import distributed
+
 from .conftest import Commands, Finished
 from .test_torchrun import two_processes
 
@@ -140,6 +143,14 @@ def test_a_killed_process_ends_the_run_and_a_resume_makes_it_whole(
     one, other = (weights(result(folder), 24) for folder in (tmp_path, undisturbed))
     assert all(torch.equal(one[name], other[name]) for name in other)
     assert log_of(result(tmp_path)) == log_of(result(undisturbed))
+
+
+def test_all_machines_must_see_the_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    theirs: list[Path | None] = [tmp_path / "states-3"]
+    monkeypatch.setattr(distributed, "gather", lambda own: [*own, *theirs])
+    agree(tmp_path / "states-3", tmp_path)
+    with pytest.raises(ValueError, match=f"not all processes see the same checkpoints in {tmp_path}"):
+        agree(None, tmp_path)
 
 
 def test_a_dry_run_is_of_one_process(commands: Commands, tmp_path: Path) -> None:
