@@ -19,7 +19,6 @@ from s3prl_distiller.audio import SAMPLE_RATE
 from s3prl_distiller.data.config import cores, worker_count
 from s3prl_distiller.data.loader import Batch, start_worker
 from s3prl_distiller.data.utterance import TarMember, Utterance, open_audio
-from s3prl_distiller.engine import distributed
 
 from .config import DataConfig
 from .draws import Draw
@@ -33,7 +32,6 @@ class LabelledBatch(Batch):
     Attributes:
         utterances: those that could be decoded, in the order of ``ids``.
         targets: of each of them; empty where none was asked for.
-        share: weight of this batch's mean loss, where several processes have a part of one batch each.
         states: their hidden states (L, B, T, D), zeros after each one's frames, where these are known; ``wave`` is
             empty then, and ``lengths`` still the samples of each.
         frames: (B,) frames of each, on the CPU, where states are known.
@@ -41,7 +39,6 @@ class LabelledBatch(Batch):
 
     utterances: Sequence[Utterance] = ()
     targets: Sequence[Any] = ()
-    share: float = 1.0
     states: Tensor | None = None
     frames: Tensor | None = None
 
@@ -153,11 +150,10 @@ class _Batcher(Dataset[LabelledBatch]):
     def __init__(self, task: Task | None, waves: Waves):
         self._task, self._waves = task, waves
 
-    def __getitem__(self, item: tuple[list[Draw], int]) -> LabelledBatch:
-        draws, whole = item
+    def __getitem__(self, draws: list[Draw]) -> LabelledBatch:
         waves, dropped = _decode(enumerate(draws), self._waves)
         wave, lengths = _padded(waves.values())
-        return _labelled([draws[row].utterance for row in waves], dropped, whole, self._task, wave, lengths)
+        return _labelled([draws[row].utterance for row in waves], dropped, self._task, wave, lengths)
 
 
 def _decode(draws: Iterable[tuple[int, Draw]], waves: Waves) -> tuple[dict[int, Tensor], list[str]]:
@@ -179,7 +175,7 @@ def _padded(waves: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _labelled(
-    utterances: list[Utterance], dropped: list[str], whole: int, task: Task | None, wave: Tensor, lengths: Tensor
+    utterances: list[Utterance], dropped: list[str], task: Task | None, wave: Tensor, lengths: Tensor
 ) -> LabelledBatch:
     return LabelledBatch(
         wave=wave,
@@ -188,7 +184,6 @@ def _labelled(
         dropped=dropped,
         utterances=utterances,
         targets=[task.target(utterance) for utterance in utterances] if task else [],
-        share=len(utterances) * distributed.world() / max(whole - len(dropped), 1),
     )
 
 
@@ -215,8 +210,8 @@ class _Served:
         items = iter(self._order)
         with ThreadPoolExecutor(_AHEAD) as pool:
             while True:
-                for draws, whole in islice(items, _AHEAD + 1 - len(ahead)):
-                    ahead.append(pool.submit(self._prepare, draws, whole) if self._serves(draws) else None)
+                for draws in islice(items, _AHEAD + 1 - len(ahead)):
+                    ahead.append(pool.submit(self._prepare, draws) if self._serves(draws) else None)
                 if not ahead:
                     return
                 future = ahead.popleft()
@@ -229,13 +224,13 @@ class _Served:
     def _serves(self, draws: list[Draw]) -> bool:
         return not draws or any(draw in self._kept for draw in draws)
 
-    def _prepare(self, draws: list[Draw], whole: int) -> _Prepared:
+    def _prepare(self, draws: list[Draw]) -> _Prepared:
         unknown = ((row, draw) for row, draw in enumerate(draws) if draw not in self._kept)
         waves, dropped = _decode(unknown, self._waves)
         heard = [row for row, draw in enumerate(draws) if draw in self._kept or row in waves]
         lengths = torch.tensor([len(waves[row]) if row in waves else draws[row].samples for row in heard]).long()
         utterances = [draws[row].utterance for row in heard]
-        batch = _labelled(utterances, dropped, whole, self._task, torch.zeros(0, 0), lengths)
+        batch = _labelled(utterances, dropped, self._task, torch.zeros(0, 0), lengths)
         new = {number: waves[row] for number, row in enumerate(heard) if row in waves}
         known = {number: draws[row] for number, row in enumerate(heard) if row not in waves}
         # What is on the device already is left to the thread that computes there.
@@ -277,5 +272,5 @@ class _Filtered:
     def __init__(self, order: Any, condition: Callable[[list[Draw]], bool]):
         self._order, self._condition = order, condition
 
-    def __iter__(self) -> Iterator[tuple[list[Draw], int]]:
-        return (item for item in self._order if self._condition(item[0]))
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return (draws for draws in self._order if self._condition(draws))

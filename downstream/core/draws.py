@@ -58,11 +58,10 @@ class TrainOrder:
         self._utterances, self._config, self._classes = utterances, config, classes
         self._seed, self._epoch, self._skip = seed, epoch, skip
 
-    def __iter__(self) -> Iterator[tuple[list[Draw], int]]:
-        """Draws of this process, and how many the whole batch has."""
+    def __iter__(self) -> Iterator[list[Draw]]:
         rank, world = distributed.rank(), distributed.world()
         for batch in islice(self._batches(), self._skip, None):
-            yield [self._draw(place, index) for place, index in batch[rank::world]], len(batch)
+            yield [self._draw(place, index) for place, index in batch[rank::world]]
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """Batches of (place in the epoch, index of the utterance)."""
@@ -103,14 +102,13 @@ class EvalOrder:
     def __init__(self, utterances: Sequence[Utterance], config: DataConfig):
         self._utterances, self._config = utterances, config
 
-    def __iter__(self) -> Iterator[tuple[list[Draw], int]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         size = self._config.eval_batch_size or self._config.batch_size
         ordered = sorted(self._utterances, key=lambda u: (samples_of(u), u.id))[
             distributed.rank() :: distributed.world()
         ]
         for low in range(0, len(ordered), size):
-            batch = [eval_draw(utterance, self._config) for utterance in ordered[low : low + size]]
-            yield batch, len(batch)
+            yield [eval_draw(utterance, self._config) for utterance in ordered[low : low + size]]
 
 
 def train_samples(utterance: Utterance, config: DataConfig) -> int:

@@ -120,6 +120,10 @@ class DownstreamExpert(nn.Module):
         order = TrainOrder(utterances, data, self._classes, self.config.runner.seed, epoch, skip)
         return make_loader(order, self.task, self.waves, data, self.kept)
 
+    def weight(self, batch: LabelledBatch) -> int:
+        """Utterances that the loss of a batch is a mean over."""
+        return len(batch.ids)
+
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and figures to log; of several models, one value each."""
         hidden_states, lengths = self._hear(batch)
@@ -131,7 +135,7 @@ class DownstreamExpert(nn.Module):
             features = featurize([model.featurizer for model in self.models], hidden_states)
             features = self.task.augment(features, lengths)
             loss, parts = self._side_by_side.losses(features, lengths, batch.targets)
-        return loss * batch.share, parts
+        return loss, parts
 
     def _hear(self, batch: LabelledBatch) -> tuple[Sequence[Tensor] | Tensor, Tensor]:
         if batch.states is not None and batch.frames is not None:

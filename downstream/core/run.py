@@ -6,7 +6,6 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,7 +82,7 @@ def build(name: str, config: DownstreamConfig, folder: Path, device: torch.devic
     splits = corpus.read(task, config.data)
     upstream = load_upstream(config.upstream)
     log.info("Upstream %s: %d layers, %d wide", upstream.name, upstream.n_layers, upstream.width)
-    with _one_after_the_other():
+    with distributed.main_first():
         corpus.prepare(task, splits, config.data, upstream.downsample_rate, folder)
     for line in corpus.counts(task):
         log.info("Data: %s", line)
@@ -208,7 +207,7 @@ def restore(
     check_upstream(trained.saved, upstream, trained.checkpoint)
     task.load_state(trained.saved["state"])
     if read_data is not None:
-        with _one_after_the_other():
+        with distributed.main_first():
             splits = corpus.read(task, config.data)
             corpus.prepare(task, splits, config.data, upstream.downsample_rate, read_data)
         task.load_state(trained.saved["state"])
@@ -276,13 +275,3 @@ def _utterance(path: Path, min_seconds: float) -> Utterance:
     if seconds < min_seconds:
         raise ValueError(f"{path} has {seconds:.4f} s of audio, less than data.min_seconds = {min_seconds}")
     return Utterance(str(path), str(path), str(path), duration=seconds)
-
-
-@contextmanager
-def _one_after_the_other() -> Iterator[None]:
-    """The main process first, so that the others find checked files in the cache."""
-    if not distributed.is_main():
-        distributed.wait()
-    yield
-    if distributed.is_main():
-        distributed.wait()

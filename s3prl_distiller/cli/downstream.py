@@ -13,10 +13,11 @@ from typing import Any
 
 from s3prl_distiller import settings
 from s3prl_distiller.engine import distributed
+from s3prl_distiller.engine.randomness import seed
 
 from . import benchmark, measure
 from .common import log_to, run_command
-from .runs import add_options, choose_device, refuse_torchrun, seed, starting_point
+from .runs import add_options, joined, refuse_torchrun, starting_point
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.mode == "measure":
         return measure.measure(args)
     core, names = _module("run"), _module("s3prl_names")
-    device = distributed.start(choose_device(args.device))
-    if not distributed.is_main():
-        logging.getLogger("s3prl_distiller").setLevel(logging.ERROR)
-    try:
+    with joined(args.device) as device:
         if args.downstream:
             args.downstream, args.config = names.task_name(args.downstream, args.config)
             core.task_class(args.downstream)
@@ -95,8 +93,6 @@ def _run(args: argparse.Namespace) -> int:
         if args.mode == "evaluate":
             return _evaluate(args, core, device)
         return _infer(args, core, device)
-    finally:
-        distributed.stop()
 
 
 def _train(args: argparse.Namespace, core: Any, device: Any) -> int:

@@ -12,11 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from s3prl_distiller import registry, report, settings
-from s3prl_distiller.engine import estimate, train
+from s3prl_distiller.engine import distributed, estimate, train
+from s3prl_distiller.engine.randomness import seed
 
 from .common import log_to, run_command
-from .runs import add_options, choose_device, refuse_torchrun, seed, starting_point
+from .runs import add_options, agree, joined, starting_point
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Checks come in the order in which mistakes are cheapest to find."""
-    refuse_torchrun()
     module = registry.find("upstream", args.upstream, "pretrain_expert")
-    device = choose_device(args.device)
+    with joined(args.device) as device:
+        return _train(args, module, device)
+
+
+def _train(args: argparse.Namespace, module: ModuleType, device: torch.device) -> int:
+    """Checks come in the order in which mistakes are cheapest to find."""
+    if args.dry_run and distributed.world() > 1:
+        raise ValueError("--dry-run times the steps of one process: start it without torchrun")
     folder = _folder(args)
     resume, weights = starting_point(args, folder)
+    agree(resume, folder)
     config, given = _config(args, module, resume)
-    if not args.dry_run:
+    if not args.dry_run and distributed.is_main():
         log_to(folder / "run.log")
         log.info("Results go to %s", folder)
     seed(config.runner.seed)
@@ -73,7 +82,8 @@ def _run(args: argparse.Namespace) -> int:
     if outcome.signal is not None:
         log.info("Stopped at step %d, saved %s. The same command with -a goes on.", outcome.step, outcome.checkpoint)
         return 130 if outcome.signal == signal.SIGINT else 0
-    sys.stdout.write(report.write(folder, expert.describe(), outcome.checkpoint))
+    if distributed.is_main():
+        sys.stdout.write(report.write(folder, expert.describe(), outcome.checkpoint))
     return 0
 
 
@@ -114,7 +124,8 @@ def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -
             )
         return resumed
     if _quickstart(args):
-        sys.stderr.write(QUICKSTART)
+        if distributed.is_main():
+            sys.stderr.write(QUICKSTART)
         files = [settings.bundled("pretrain", "quickstart")]
         bundle = Path(str(importlib.resources.files("s3prl_distiller"))) / "quickstart"
         options["teacher"] = {"model": str(bundle / "hubert_nano")}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from s3prl_distiller.engine import newest_checkpoint
+from s3prl_distiller.engine import distributed, newest_checkpoint
 
 
 def add_options(parser: argparse.ArgumentParser, kind: str, past_exp: str) -> None:
@@ -69,6 +70,15 @@ def starting_point(args: argparse.Namespace, folder: Path) -> tuple[Path | None,
     return None, None
 
 
+def agree(resume: Path | None, folder: Path) -> None:
+    """Raises ValueError where processes, those of another machine say, would go on from something else."""
+    if len(set(distributed.gather([resume]))) > 1:
+        raise ValueError(
+            f"not all processes see the same checkpoints in {folder}: with several machines the results must go to a "
+            "folder that all of them share (-p)"
+        )
+
+
 def choose_device(name: str | None) -> torch.device:
     """The device of that name, by default a GPU if there is one, which is then told to suit batches of any lengths.
 
@@ -87,11 +97,22 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def seed(number: int) -> None:
-    """Seed every generator of random numbers that a run may draw from."""
-    random.seed(number)
-    np.random.seed(number % 2**32)
-    torch.manual_seed(number)
+@contextmanager
+def joined(device: str | None) -> Iterator[torch.device]:
+    """The device of this process, which works with those that torchrun started with it, if it did.
+
+    All but the main one are silent but for errors.
+
+    Raises:
+        ValueError: there is no such device, or there are more processes than GPUs.
+    """
+    own = distributed.start(choose_device(device))
+    if not distributed.is_main():
+        logging.getLogger("s3prl_distiller").setLevel(logging.ERROR)
+    try:
+        yield own
+    finally:
+        distributed.stop()
 
 
 def refuse_torchrun() -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from s3prl_distiller.audio import SAMPLE_RATE
+from s3prl_distiller.engine import distributed
 
 from .scan import Facts
 from .utterance import Utterance
@@ -85,7 +86,13 @@ def _notes(utterance: Utterance, found: Facts) -> list[tuple[str, str, str]]:
 
 
 def write_report(folder: Path, title: str, utterances: int, findings: list[Finding], remarks: list[str]) -> Path:
-    """Write ``data_report.jsonl`` (a line a finding) and ``data_report.md`` (counts); return the latter's path."""
+    """Write ``data_report.jsonl`` (a line a finding) and ``data_report.md`` (counts); return the latter's path.
+
+    Of several processes, the main one writes.
+    """
+    report = folder / "data_report.md"
+    if not distributed.is_main():
+        return report
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "data_report.jsonl").open("w", encoding="utf-8") as file:
         for finding in findings:
@@ -100,7 +107,6 @@ def write_report(folder: Path, title: str, utterances: int, findings: list[Findi
             example = examples[reason, action]
             lines.append(f"| {reason} | {action} | {count} | `{example.id}`: {example.detail} |")
         lines += ["", "Every finding is a line of `data_report.jsonl`."]
-    report = folder / "data_report.md"
     report.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     return report
 

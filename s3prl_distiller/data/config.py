@@ -20,7 +20,10 @@ class DataConfig:
     batch_seconds: float = 375.0
     """most seconds of audio in a batch, padding counted (24 x 15.625)"""
     num_workers: int = -1
-    """decoding processes; -1: one fewer than there are cores, at most 8; 0: decode in the training process"""
+    """decoding processes of each training process; -1: one fewer than it has cores, at most 8; 0: decode in it"""
+    shuffle: str = "all"
+    """"all": any utterance may follow any other; "shards": tars of a Shar folder follow each other in any order, and
+    utterances are drawn from the next 5000 (some tars) only: for data on a disk that is slow to seek in, or far away"""
     num_buckets: int = 20
     """groups of similar length that batches are drawn from; more means less padding"""
     valid_share: float = 0.02
@@ -54,13 +57,16 @@ def validate(config: DataConfig) -> None:
         raise ValueError(f"data.min_seconds is {config.min_seconds}: it must be from 0 to below data.split_seconds")
     if config.num_workers < -1:
         raise ValueError(f"data.num_workers is {config.num_workers}: give -1 (automatic), 0 or a number of processes")
+    if config.shuffle not in ("all", "shards"):
+        raise ValueError(f"data.shuffle is {config.shuffle!r}: it is 'all' or 'shards'")
     if config.check not in ("full", "header"):
         raise ValueError(f"data.check is {config.check!r}: it is 'full' or 'header'")
 
 
 def worker_count(num_workers: int) -> int:
-    """Number of decoding processes, -1 resolved."""
-    return min(8, cores() - 1) if num_workers < 0 else num_workers
+    """Number of decoding processes, -1 resolved; the processes that torchrun starts on a machine share its cores."""
+    share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(8, share - 1)) if num_workers < 0 else num_workers
 
 
 def cache_folder(config: DataConfig) -> Path:

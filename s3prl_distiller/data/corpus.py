@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from s3prl_distiller.audio import SAMPLE_RATE
+from s3prl_distiller.engine import distributed
 
 from .check import Finding, counts, judge, write_report
 from .config import DataConfig, cache_folder, validate, worker_count
-from .loader import Batch, Limits, TrainOrder, ValidOrder, make_loader
+from .loader import ALL, Batch, Limits, Part, TrainOrder, ValidOrder, make_loader, tar_shards
 from .scan import cache_file, scan
 from .sources import read_utterances
 from .utterance import Utterance, as_bytes
@@ -29,15 +30,18 @@ def prepare(config: DataConfig, *, crop_samples: int, seed: int, report_dir: Pat
         report_dir: folder for ``data_report.jsonl`` and ``data_report.md``.
         progress: show a bar on stderr while files are checked.
 
+    Of several processes the main one goes first and writes the report; the others find its results in the cache.
+
     Raises:
         ValueError: the data is not there, is not understood, is bad beyond ``config.max_bad_share`` or cannot be split.
     """
     validate(config)
     if crop_samples < 1:
         raise ValueError(f"the crop is {crop_samples} samples: it must be at least 1")
-    listed, remarks = read_utterances(config.path, list(config.sets))
+    listed, remarks = read_utterances(config.path, list(config.sets), labels=False)
     cache = cache_file(cache_folder(config), str(config.path))
-    facts = scan((u.audio for u in listed), full=config.check == "full", cache=cache, progress=progress)
+    with distributed.main_first():
+        facts = scan((u.audio for u in listed), full=config.check == "full", cache=cache, progress=progress)
     good, findings = judge(listed, facts, config.min_seconds)
     report = write_report(Path(report_dir), str(config.path), len(listed), findings, remarks)
     _refuse_bad(listed, findings, config.max_bad_share, report)
@@ -82,21 +86,35 @@ class Corpus:
         self.train_utterances, self.valid_utterances = len(train), len(valid)
         self.train_seconds = sum(map(samples_of, train)) / SAMPLE_RATE
         self.valid_seconds = sum(map(samples_of, valid)) / SAMPLE_RATE
-        lines = [f"{u.id}\t{samples_of(u)}\t{side}\n" for side, us in (("train", train), ("valid", valid)) for u in us]
-        self.fingerprint = hashlib.sha256(as_bytes("".join(sorted(lines)))).hexdigest()[:16]
+        self._shards = tar_shards(train) if config.shuffle == "shards" else None
+        lines = (f"{u.id}\t{samples_of(u)}\t{side}\n" for side, us in (("train", train), ("valid", valid)) for u in us)
+        digest = hashlib.sha256()
+        for line in sorted(lines):
+            digest.update(as_bytes(line))
+        self.fingerprint = digest.hexdigest()[:16]
 
-    def train_loader(self, epoch: int, *, skip: int = 0) -> Iterable[Batch]:
+    def train_loader(self, epoch: int, *, skip: int = 0, dealt: bool = True) -> Iterable[Batch]:
         """Batches of one epoch in an order that only the corpus, the config, the seed and the epoch decide.
 
-        The first ``skip`` batches are passed over without being decoded. Utterances longer than the crop are cut at a
-        place that differs from epoch to epoch.
+        Utterances longer than the crop are cut at a place that differs from epoch to epoch.
+
+        Args:
+            skip: so many batches are passed over without being decoded.
+            dealt: of several processes, give this one its part of every batch; else all of it.
         """
-        order = TrainOrder(self._train, self._limits, self._seed, epoch, skip)
-        return make_loader(order, worker_count(self._config.num_workers))
+        return make_loader(self.train_order(epoch, skip, dealt), worker_count(self._config.num_workers))
+
+    def train_order(self, epoch: int, skip: int = 0, dealt: bool = True) -> TrainOrder:
+        """What the batches of :meth:`train_loader` are made of, without decoding."""
+        part = _own_part() if dealt else ALL
+        return TrainOrder(self._train, self._limits, self._seed, epoch, skip, part, self._shards)
 
     def valid_loader(self) -> Iterable[Batch]:
-        """Batches of the held-out utterances, shortest first, each utterance's beginning up to the crop."""
-        return make_loader(ValidOrder(self._valid, self._limits), worker_count(self._config.num_workers))
+        """Batches of the held-out utterances, shortest first, each utterance's beginning up to the crop.
+
+        Of several processes, each has some of the batches.
+        """
+        return make_loader(ValidOrder(self._valid, self._limits, _own_part()), worker_count(self._config.num_workers))
 
     def describe(self) -> str:
         """A few lines for people: how much there is, what was left out and where the report is."""
@@ -108,6 +126,10 @@ class Corpus:
             f"report: {self._report}",
         ]
         return "\n".join(lines)
+
+
+def _own_part() -> Part:
+    return Part(distributed.rank(), distributed.world())
 
 
 def samples_of(utterance: Utterance) -> int:

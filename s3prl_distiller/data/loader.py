@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -87,27 +88,53 @@ class _Item:
         self.index, self.duration = index, duration
 
 
-class TrainOrder:
-    """The batches of one epoch: utterances of similar length together, everything shuffled, nothing left over."""
+class Part(NamedTuple):
+    """Which part of everything is for a process: that of number ``rank`` of ``world``."""
 
-    def __init__(self, utterances: list[Utterance], limits: Limits, seed: int, epoch: int, skip: int = 0):
-        self._utterances, self._limits = utterances, limits
+    rank: int
+    world: int
+
+
+ALL = Part(0, 1)
+
+
+class TrainOrder:
+    """The batches of one epoch: utterances of similar length together, everything shuffled, nothing left over.
+
+    However many processes there are, the batches are the same; each process has its part of every one of them, which
+    may be empty.
+
+    Args:
+        shards: stretches of ``utterances`` that stay in order, as far as batches of similar length let them: these are
+            shuffled as wholes. None: every utterance by itself.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        limits: Limits,
+        seed: int,
+        epoch: int,
+        skip: int = 0,
+        part: Part = ALL,
+        shards: Sequence[range] | None = None,
+    ):
+        self._utterances, self._limits, self._part, self._shards = utterances, limits, part, shards
         self._seed, self._epoch, self._skip = seed, epoch, skip
 
     def __iter__(self) -> Iterator[list[Request]]:
         from lhotse.dataset.sampling import DynamicBucketingSampler
         from lhotse.dataset.sampling.dynamic_bucketing import FixedBucketBatchSizeConstraint
 
-        lengths = [_length(utterance, self._limits.crop) for utterance in self._utterances]
+        # Numbers in arrays, and items one at a time: there may be millions.
+        lengths = array("q", (_length(utterance, self._limits.crop) for utterance in self._utterances))
         edges = bucket_edges(lengths, self._limits)
         seed = stable_hash(f"{self._seed}:{self._epoch}") % 2**32
-        order = list(range(len(lengths)))
-        random.Random(seed).shuffle(order)
         # A limit in seconds alone would let the last utterance of a batch, longer than the others, pad it beyond the
         # limit; sizes fixed by each bucket's upper edge cannot. Buckets stay "synced" even in one process: without it
         # lhotse 1.33 stops an epoch at the first empty bucket and loses the rest.
         sampler = DynamicBucketingSampler(
-            [_Item(index, lengths[index]) for index in order],
+            (_Item(index, lengths[index]) for index in self._shuffled(random.Random(seed))),
             constraint=FixedBucketBatchSizeConstraint(edges, [self._limits.most(edge) for edge in edges]),
             duration_bins=edges[:-1],
             buffer_size=_POOL,
@@ -119,7 +146,16 @@ class TrainOrder:
             world_size=1,
         )
         for batch in islice(sampler, self._skip, None):
-            yield [self._request(item.index) for item in batch]
+            # By length, so that all processes have about as much to do.
+            dealt = sorted(batch, key=lambda item: -item.duration)[self._part.rank :: self._part.world]
+            yield [self._request(item.index) for item in dealt]
+
+    def _shuffled(self, rng: random.Random) -> Iterable[int]:
+        if self._shards is None:
+            order = array("q", range(len(self._utterances)))
+            rng.shuffle(order)
+            return order
+        return chain.from_iterable(rng.sample(self._shards, len(self._shards)))
 
     def _request(self, index: int) -> Request:
         utterance = self._utterances[index]
@@ -130,13 +166,16 @@ class TrainOrder:
 
 
 class ValidOrder:
-    """The batches of a validation: shortest first, every utterance from its beginning."""
+    """The batches of a validation: shortest first, every utterance from its beginning. A process has some of them."""
 
-    def __init__(self, utterances: list[Utterance], limits: Limits):
+    def __init__(self, utterances: list[Utterance], limits: Limits, part: Part = ALL):
         self._utterances = sorted(utterances, key=lambda u: (_length(u, limits.crop), u.id))
-        self._limits = limits
+        self._limits, self._part = limits, part
 
     def __iter__(self) -> Iterator[list[Request]]:
+        return islice(self._batches(), self._part.rank, None, self._part.world)
+
+    def _batches(self) -> Iterator[list[Request]]:
         batch: list[Request] = []
         for utterance in self._utterances:
             samples = _length(utterance, self._limits.crop)
@@ -148,7 +187,25 @@ class ValidOrder:
             yield batch
 
 
-def bucket_edges(lengths: list[int], limits: Limits) -> list[float]:
+def tar_shards(utterances: Sequence[Utterance]) -> list[range]:
+    """Stretches of utterances that lie in one tar.
+
+    Raises:
+        ValueError: some lie in no tar.
+    """
+    shards, low = [], 0
+    for path, members in groupby(u.audio.path if isinstance(u.audio, TarMember) else None for u in utterances):
+        if path is None:
+            raise ValueError(
+                f"data.shuffle is 'shards', but {utterances[low].place} lies in no tar of a Shar folder: use 'all'"
+            )
+        high = low + sum(1 for _ in members)
+        shards.append(range(low, high))
+        low = high
+    return shards
+
+
+def bucket_edges(lengths: Sequence[int], limits: Limits) -> list[float]:
     """Upper edges of buckets that give about as many batches each, the last being the longest length.
 
     lhotse picks buckets evenly, so buckets of equal audio would leave an epoch's end to the short utterances, of which

@@ -79,12 +79,15 @@ def _tar_shard(cuts: Path, tar: Path) -> Iterator[Utterance]:
     rows = list(CutSet(LazyManifestIterator(cuts)))
     if len(rows) != len(data):
         raise ValueError(f"{tar}: holds audio of {len(data)} cuts, but {cuts.name} lists {len(rows)}")
+    path = str(tar)  # one text for all of its members
     for cut, (name, offset, size) in zip(rows, data, strict=True):
         if os.path.splitext(name)[0] != cut.id:
             raise ValueError(f"{tar}: holds {name!r} where {cuts.name} has cut {cut.id!r}")
         group = getattr(getattr(cut, "recording", None), "id", cut.id)
         custom = getattr(cut, "custom", None)
-        yield Utterance(cut.id, group, TarMember(str(tar), name, offset, size), custom=custom)
+        yield Utterance(
+            cut.id, cut.id if group == cut.id else group, TarMember(path, name, offset, size), custom=custom
+        )
 
 
 def _jsonl_shard(cuts: Path, recordings: Path) -> Iterator[Utterance]:

@@ -25,8 +25,10 @@ ACCEPTED = (
 )
 
 
-def read_utterances(path: str | None, sets: list[str]) -> tuple[list[Utterance], list[str]]:
+def read_utterances(path: str | None, sets: list[str], labels: bool = True) -> tuple[list[Utterance], list[str]]:
     """List the utterances under ``path`` with unique ids, and remarks about what was passed over.
+
+    Without ``labels`` nothing is kept of what a manifest says of an utterance beyond its audio.
 
     Raises ValueError where the path does not exist or holds nothing that is accepted.
     """
@@ -37,12 +39,12 @@ def read_utterances(path: str | None, sets: list[str]) -> tuple[list[Utterance],
         raise ValueError(f"data.path {root} does not exist: it may be {ACCEPTED}")
     remarks: list[str] = []
     if root.is_dir():
-        utterances = _number_doubles(_from_folders(root, sets, remarks))
+        utterances = _number_doubles(_from_folders(root, sets, remarks), labels)
     elif sets:
         raise ValueError(f"data.sets picks subfolders, but data.path {root} is a file: leave data.sets empty")
     else:
         try:
-            utterances = _number_doubles(_from_file(root))
+            utterances = _number_doubles(_from_file(root), labels)
         except (UnicodeDecodeError, OSError, EOFError, zlib.error, csv.Error) as error:
             raise ValueError(f"{root} cannot be read as a manifest in UTF-8: {error}") from error
     if not utterances:
@@ -50,11 +52,14 @@ def read_utterances(path: str | None, sets: list[str]) -> tuple[list[Utterance],
     return utterances, remarks
 
 
-def _number_doubles(utterances: Iterable[Utterance]) -> list[Utterance]:
+def _number_doubles(utterances: Iterable[Utterance], labels: bool) -> list[Utterance]:
     """Give the second and later of equal ids a number, so that each utterance can be told from the others."""
     seen: Counter[str] = Counter()
-    result = list(utterances)
-    for utterance in result:
+    result: list[Utterance] = []
+    for utterance in utterances:
+        result.append(utterance)
+        if not labels:
+            utterance.custom = None
         seen[utterance.id] += 1
         if seen[utterance.id] > 1:
             utterance.id = f"{utterance.id}#{seen[utterance.id]}"

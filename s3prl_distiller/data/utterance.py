@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 if TYPE_CHECKING:
@@ -73,6 +75,11 @@ def open_audio(audio: str | TarMember) -> str | BinaryIO:
     """What ``s3prl_distiller.audio`` can read: the path itself, or a member's bytes."""
     if isinstance(audio, str):
         return audio
-    with open(audio.path, "rb") as file:
-        file.seek(audio.offset)
-        return NamedBytes(file.read(audio.size), place_of(audio))
+    # At a place, so that threads, and processes that were forked, may read from one open file.
+    return NamedBytes(os.pread(_open_tar(audio.path).fileno(), audio.size, audio.offset), place_of(audio))
+
+
+@lru_cache(maxsize=64)
+def _open_tar(path: str) -> io.FileIO:
+    """Kept open: an utterance is followed by others of its tar, and opening takes long where the disk is far away."""
+    return open(path, "rb", buffering=0)

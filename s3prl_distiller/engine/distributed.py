@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,8 +57,40 @@ def is_main() -> bool:
 
 
 def wait() -> None:
+    """Until all processes are here."""
     if world() > 1:
-        dist.barrier()
+        with _others():
+            dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process first, so that the others find what it leaves, such as checked files in a cache."""
+    if not is_main():
+        wait()
+    yield
+    if is_main():
+        wait()
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Raises ConnectionError where another process is no longer there."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            "another process of this run has ended, so this one cannot go on. If it left no message it was killed, for "
+            "want of memory say. The same command with -a goes on from the newest checkpoint."
+        ) from error
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give every process the weights and buffers of the main one."""
+    if world() > 1:
+        with _others(), torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor, 0)
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -69,7 +102,8 @@ def average_gradients(model: nn.Module) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     flat = torch.cat([parameter.grad.flatten().float() for parameter in parameters if parameter.grad is not None])
-    dist.all_reduce(flat)
+    with _others():
+        dist.all_reduce(flat)
     flat /= world()
     for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         assert parameter.grad is not None
@@ -78,19 +112,21 @@ def average_gradients(model: nn.Module) -> None:
 
 def highest(value: int, device: torch.device) -> int:
     """The highest of a number over the processes."""
+    return _reduce(value, dist.ReduceOp.MAX, device)
+
+
+def total(value: int, device: torch.device) -> int:
+    """The sum of a number over the processes."""
+    return _reduce(value, dist.ReduceOp.SUM, device)
+
+
+def _reduce(value: int, how: Any, device: torch.device) -> int:
     if world() == 1:
         return value
     tensor = torch.tensor(value, device=device)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    with _others():
+        dist.all_reduce(tensor, how)
     return int(tensor)
-
-
-def mean(values: dict[str, float]) -> dict[str, float]:
-    """The mean of each figure over the processes that have it."""
-    everyone = gather([values])
-    names = dict.fromkeys(name for one in everyone for name in one)
-    found = {name: [one[name] for one in everyone if name in one] for name in names}
-    return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
 
 
 def gather(items: Sequence[Any]) -> list[Any]:
@@ -98,6 +134,7 @@ def gather(items: Sequence[Any]) -> list[Any]:
     if world() == 1:
         return list(items)
     parts: list[Any] = [None] * world()
-    dist.all_gather_object(parts, list(items))
+    with _others():
+        dist.all_gather_object(parts, list(items))
     most = max(map(len, parts))
     return [part[place] for place in range(most) for part in parts if place < len(part)]

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s3prl_distiller import checkpoint
 
-from . import distributed
+from . import distributed, randomness
 from .config import OptimizerConfig, RunnerConfig
 from .log import RunLog
 from .members import Member, clip_gradients, drop_gradients
@@ -52,6 +52,8 @@ class Task(Protocol):
     def get_train_dataloader(self, epoch: int, skip: int) -> Iterable[Any]: ...
     # The figures of each member.
     def validate(self, autocast: Any, device: torch.device) -> Sequence[dict[str, float]]: ...
+    # How much a batch counts for in a mean, in what its loss is a mean over; 0 for one without utterances.
+    def weight(self, batch: Any) -> int: ...
     # Losses and figures: scalars, or one for each member.
     def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
     def add_state_to_save(self, all_states: dict[str, Any], step: int) -> dict[str, Any]: ...
@@ -80,6 +82,8 @@ def train(
 ) -> Outcome:
     """Train until ``runner.total_steps`` or until SIGINT or SIGTERM, which save first.
 
+    Of several processes each has its part of every batch, and an update is that of one process with all of it.
+
     Args:
         task: what is trained, on ``device`` already.
         folder: where logs and checkpoints go.
@@ -88,12 +92,15 @@ def train(
 
     Raises:
         ValueError: the data has changed since the checkpoint, the disk is full, or the gradient stays not finite.
+        ConnectionError: another process has ended.
     """
+    distributed.share_weights(task.model)
     members = task.members
     optimizer = build_optimizer(members, optimizer_config)
     autocast, scaler = precision(runner.precision, device)
     assert len(members) == 1 or not scaler.is_enabled(), "one scale of the loss cannot serve several members"
     position = Position(members=[Progress() for _ in members])
+    randomness.part_ways(runner.seed)
     if resume is not None:
         state = checkpoint.load_torch(resume / TRAINER)
         position = restore(state, optimizer, scaler, task.fingerprint, resume)
@@ -104,8 +111,8 @@ def train(
     run_log = RunLog(folder, position.step, runner.total_steps, quiet=not distributed.is_main())
 
     def save() -> Path:
+        state = trainer_state(position, optimizer, scaler, task.fingerprint)
         if distributed.is_main():
-            state = trainer_state(position, optimizer, scaler, task.fingerprint)
             save_checkpoint(folder, task, state, position.step, runner.max_keep)
         distributed.wait()
         return folder / f"states-{position.step}"
@@ -129,19 +136,19 @@ def train(
         if position.step == 0:
             evaluate()
         meter = _Meter(position, members)
-        batches = _batches(task, position)
+        batches = _batches(task, position, device)
         while position.step < runner.total_steps and not position.stale(runner.early_stop) and not stop.asked():
             for _ in range(runner.gradient_accumulate_steps):
                 with meter.waiting():
-                    batch = next(batches)
+                    batch, share = next(batches)
+                meter.count(batch)
                 # Of several processes, one may have no utterance of a small batch.
                 if not batch.ids:
                     continue
-                meter.count(batch)
                 with autocast():
                     loss, parts = task(batch.to(device))
-                scaler.scale(loss.sum() / runner.gradient_accumulate_steps).backward()
-                meter.add(loss.detach(), parts)
+                scaler.scale(loss.sum() * share / runner.gradient_accumulate_steps).backward()
+                meter.add(loss.detach(), parts, share)
             distributed.average_gradients(task.model)
             scaler.unscale_(optimizer)
             norms = clip_gradients(members, runner.gradient_clipping)
@@ -205,21 +212,34 @@ def mean_loss(task: Any, batches: Iterable[Any], autocast: Any, device: torch.de
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value * batch.seconds
     finally:
         task.model.train()
-    return {name: float(value) / seconds for name, value in sums.items()}
+    everyone = distributed.gather([({name: float(value) for name, value in sums.items()}, seconds)])
+    heard = sum(seconds for _, seconds in everyone)
+    return {name: value / heard for name, value in _added([sums for sums, _ in everyone]).items()}
 
 
-def _batches(task: Task, position: Position) -> Iterator[Any]:
-    """Batches without end, from where ``position`` stands, which is kept up to date."""
+def _added(everyone: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums of figures by name; who lacks one counts for nothing."""
+    names = dict.fromkeys(name for one in everyone for name in one)
+    return {name: sum(one[name] for one in everyone if name in one) for name in names}
+
+
+def _batches(task: Task, position: Position, device: torch.device) -> Iterator[tuple[Any, float]]:
+    """Batches without end, from where ``position`` stands, which is kept up to date.
+
+    Each comes with the factor that makes the mean over the processes, of losses that are means over their parts of it,
+    its mean loss. All processes pass over the same batches.
+    """
     while True:
         found = position.batches > 0
         for batch in task.get_train_dataloader(position.epoch, position.batches):
             position.batches += 1
             for reason in batch.dropped:
                 log.warning("Left out of its batch: %s", reason)
+            weight = task.weight(batch)
             # All utterances of a batch may have failed to decode.
-            found = found or bool(batch.ids)
-            if batch.ids or distributed.world() > 1:
-                yield batch
+            if whole := distributed.total(weight, device):
+                found = True
+                yield batch, weight * distributed.world() / whole
         if not found:
             raise ValueError(f"no utterance could be read in epoch {position.epoch}: see the data report")
         position.epoch, position.batches = position.epoch + 1, 0
@@ -246,7 +266,7 @@ def _named(values: Sequence[dict[str, float]], members: Sequence[Member]) -> dic
 
 
 class _Meter:
-    """Adds up what the log averages; survives a resume through ``Position.sums``."""
+    """Adds up what the log averages over batches; survives a resume through ``Position.sums``."""
 
     def __init__(self, position: Position, members: Sequence[Member]):
         self.position, self.members = position, members
@@ -265,23 +285,28 @@ class _Meter:
 
     def count(self, batch: Any) -> None:
         self.audio += batch.seconds
-
-    def add(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        # Kept on the device: a .item() here would make every batch wait.
-        for name, value in {"loss": loss, **parts}.items():
-            value = value.double()
-            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
         self.count_of += 1
 
+    def add(self, loss: Tensor, parts: dict[str, Tensor], share: float) -> None:
+        # Kept on the device: a .item() here would make every batch wait.
+        for name, value in {"loss": loss, **parts}.items():
+            value = value.double() * share
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
+
     def store(self) -> None:
-        self.position.sums = {name: value.tolist() for name, value in self.sums.items()} | {"count": self.count_of}
+        self.position.sums = {name: value.tolist() for name, value in self._whole().items()} | {"count": self.count_of}
+
+    def _whole(self) -> dict[str, Tensor]:
+        """Sums over whole batches, of which each process has added up its parts."""
+        everyone = distributed.gather([{name: value.cpu() for name, value in self.sums.items()}])
+        return {name: value / len(everyone) for name, value in _added(everyone).items()}
 
     def flush(self) -> dict[str, float]:
         elapsed = max(time.monotonic() - self.started, 1e-9)
         values = self._means() or {"loss": math.nan}
-        values |= {"audio_s_per_s": self.audio / elapsed, "data_wait_share": self.waited / elapsed}
-        values = distributed.mean(values)
-        values["audio_s_per_s"] *= distributed.world()
+        everyone = distributed.gather([(self.audio / elapsed, self.waited / elapsed)])
+        values["audio_s_per_s"] = sum(audio for audio, _ in everyone)
+        values["data_wait_share"] = sum(waited for _, waited in everyone) / len(everyone)
         self.sums, self.count_of, self.audio, self.waited = {}, 0.0, 0.0, 0.0
         self.started = time.monotonic()
         return values
@@ -289,7 +314,7 @@ class _Meter:
     def _means(self) -> dict[str, float]:
         """Of several members: of each, and of those that have one together."""
         means: dict[str, float] = {}
-        for name, value in self.sums.items():
+        for name, value in self._whole().items():
             found = (value / self.count_of).tolist()
             if isinstance(found, list):
                 finite = [one for one in found if math.isfinite(one)]

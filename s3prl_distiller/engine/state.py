@@ -8,7 +8,6 @@ has the weights that did best on held-out data, of tasks that ask for it.
 from __future__ import annotations
 
 import logging
-import random
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,10 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from s3prl_distiller import checkpoint
+
+from . import distributed, randomness
 
 log = logging.getLogger(__name__)
 
@@ -134,24 +134,19 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def trainer_state(
     position: Position, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, data: str
 ) -> dict[str, Any]:
-    """All that decides how a run goes on, in types that load with ``weights_only=True``.
+    """All that decides how a run goes on, in types that load with ``weights_only=True``. All processes call it.
 
     Args:
         data: fingerprint of the corpus.
     """
-    numpy_state = np.random.get_state(legacy=True)
-    assert isinstance(numpy_state, tuple)
+    generators = distributed.gather([randomness.state()])
     return {
         "position": asdict(position),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "data": data,
-        "random": {
-            "python": random.getstate(),
-            "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "random": generators[0],
+        "others": generators[1:],  # of the other processes
     }
 
 
@@ -159,6 +154,8 @@ def restore(
     state: Mapping[str, Any], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, data: str, source: Path
 ) -> Position:
     """Put everything back where :func:`trainer_state` took it.
+
+    A process that the run did not have before keeps its random numbers.
 
     Raises:
         ValueError: the corpus is not the one that the run was trained on, or the state is of another version.
@@ -178,11 +175,7 @@ def restore(
         )
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    saved = state["random"]
-    random.setstate(saved["python"])
-    name, keys, *rest = saved["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(saved["torch"])
-    if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["cuda"])
+    generators = [state["random"], *state.get("others", [])]
+    if distributed.rank() < len(generators):
+        randomness.restore(generators[distributed.rank()])
     return position

@@ -26,9 +26,11 @@ TINY = "runner.eval_step=2,runner.log_step=1,runner.save_step=2,data.batch_size=
 
 
 @contextmanager
-def two_processes(commands: Commands, cwd: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start ``run_downstream.py`` in two processes on the CPU."""
-    command = [*TORCHRUN, "--nproc_per_node=2", str(ROOT / "run_downstream.py"), *map(str, arguments)]
+def two_processes(
+    commands: Commands, cwd: Path, *arguments: str | Path, script: str = "run_downstream.py"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a script of the checkout in two processes on the CPU."""
+    command = [*TORCHRUN, "--nproc_per_node=2", str(ROOT / script), *map(str, arguments)]
     environment = {**commands.environment, "PYTHONPATH": str(ROOT)}
     with (cwd / "err").open("w") as err, (cwd / "out").open("w") as out:
         process = subprocess.Popen(

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 
 from s3prl_distiller import audio
 from s3prl_distiller.data import Batch, DataConfig
-from s3prl_distiller.data.loader import Limits, TrainOrder, ValidOrder, bucket_edges, make_loader
-from s3prl_distiller.data.utterance import Utterance
+from s3prl_distiller.data.config import worker_count
+from s3prl_distiller.data.loader import ALL, Limits, Part, TrainOrder, ValidOrder, bucket_edges, make_loader, tar_shards
+from s3prl_distiller.data.utterance import TarMember, Utterance
 
 
 def utterances(lengths: list[int]) -> list[Utterance]:
@@ -90,6 +91,67 @@ def test_order_is_decided_by_seed_and_epoch_alone():
     assert len(moved) > 50 and all(moved), "crops differ from epoch to epoch"
     for skip in (0, 1, len(first) // 2, len(first), len(first) + 3):
         assert order(0, 0, skip) == first[skip:]
+
+
+@pytest.mark.parametrize("world", [2, 3, 40])
+def test_processes_have_parts_of_the_same_batches(world):
+    """About as much of each as the others, or with too few utterances nothing at all."""
+    lengths = np.random.default_rng(1).integers(8000, 400_000, 400).tolist()
+    listed, limits = utterances(lengths), Limits(250_000, 24, 375.0, 4)
+    whole = list(TrainOrder(listed, limits, 0, 1))
+    parts = [list(TrainOrder(listed, limits, 0, 1, 2, Part(rank, world))) for rank in range(world)]
+    for batch, *shares in zip(whole[2:], *parts, strict=True):
+        assert sorted(request for share in shares for request in share) == sorted(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        audio_of = [sum(request.samples for request in share) for share in shares]
+        assert max(audio_of) - min(audio_of) <= max(request.samples for request in batch)
+    valid = list(ValidOrder(listed, limits))
+    dealt = [list(ValidOrder(listed, limits, Part(rank, world))) for rank in range(world)]
+    assert dealt == [valid[rank::world] for rank in range(world)]
+
+
+def in_tars(count: int, per_tar: int) -> list[Utterance]:
+    lengths = np.random.default_rng(2).integers(16_000, 250_000, count).tolist()
+    return [
+        Utterance(f"u{i}", f"u{i}", TarMember(f"{i // per_tar}.tar", f"u{i}.wav", 0, 0), duration=n / 16000)
+        for i, n in enumerate(lengths)
+    ]
+
+
+def test_shards_are_opened_one_after_the_other(monkeypatch):
+    """In an order of their own each epoch; each utterance is used once, about when its tar is."""
+    monkeypatch.setattr("s3prl_distiller.data.loader._POOL", 500)
+    listed, limits = in_tars(6000, 100), Limits(250_000, 8, 375.0, 5)
+    shards = tar_shards(listed)
+    assert shards == [range(low, low + 100) for low in range(0, 6000, 100)]
+
+    def order(epoch: int, skip: int = 0, part: Part = ALL) -> list[list[int]]:
+        batches = TrainOrder(listed, limits, 3, epoch, skip, part, shards)
+        return [[int(request.id[1:]) for request in batch] for batch in batches]
+
+    first = order(0)
+    used = [index for batch in first for index in batch]
+    assert sorted(used) == list(range(6000)) and order(0) == first and order(0, 30) == first[30:]
+    for rank in range(2):
+        assert order(0, 0, Part(rank, 2)) == [batch[rank::2] for batch in first]
+    tars = list(dict.fromkeys(index // 100 for index in used))
+    again = list(dict.fromkeys(index // 100 for batch in order(1) for index in batch))
+    assert tars != sorted(tars) and again != tars
+    # Drawn from a pool of five tars: never ahead of it, and most of them soon.
+    places = {tar: place for place, tar in enumerate(tars)}
+    late = [place // 100 - places[index // 100] for place, index in enumerate(used)]
+    assert min(late) >= -6 and abs(np.mean(late)) < 2 and np.quantile(late, 0.99) < 25
+    shuffled = [int(request.id[1:]) for batch in TrainOrder(listed, limits, 3, 0) for request in batch]
+    assert len({index // 100 for index in shuffled[:500]}) == 60, "without shards, all are opened at once"
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr("s3prl_distiller.data.config.cores", lambda: 16)
+    found = []
+    for processes in (1, 2, 4, 16, 64):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        found.append(worker_count(-1))
+    assert found == [8, 7, 3, 0, 0] and worker_count(5) == 5
 
 
 def test_crops_cover_an_utterance_evenly():
@@ -218,6 +280,10 @@ def test_the_config_is_an_omegaconf_section(folder, make):
     for key, value in {"batch_size": 0, "batch_seconds": 0.0, "valid_share": 1.5, "check": "some"}.items():
         with pytest.raises(ValueError, match=f"data.{key} is "):
             make(folder, **{key: value})
+    with pytest.raises(ValueError, match=r"data.shuffle is 'none': it is 'all' or 'shards'"):
+        make(folder, shuffle="none")
+    with pytest.raises(ValueError, match=r"data.shuffle is 'shards', but .* lies in no tar of a Shar folder"):
+        make(folder, shuffle="shards")
     with pytest.raises(ValueError, match=r"data.num_workers is -2"):
         make(folder, num_workers=-2)
     with pytest.raises(ValueError, match=r"data.min_seconds is 50"):

@@ -15,6 +15,7 @@ from lhotse import CutSet, MonoCut, Recording, RecordingSet
 
 from s3prl_distiller import audio
 from s3prl_distiller.data.sources import read_utterances
+from s3prl_distiller.data.utterance import _open_tar
 
 
 def heard(corpus) -> dict[str, torch.Tensor]:
@@ -209,6 +210,10 @@ def test_a_shar_folder_is_read_in_place(cuts, make, tmp_path):
     assert waves.keys() == whole.keys()
     for name, wave in whole.items():
         np.testing.assert_allclose(waves[name], wave, atol=1 / 32768)
+    _open_tar.cache_clear()
+    in_order = heard(make(shar, crop_samples=10**7, shuffle="shards", batch_size=2))
+    assert in_order.keys() == waves.keys() and all(torch.equal(in_order[name], waves[name]) for name in waves)
+    assert _open_tar.cache_info().misses == 3, "each is opened once, by the check"
     after = sorted(p.name for p in tmp_path.rglob("*") if p.parent.name not in ("cache", "report"))
     assert [name for name in after if name not in ("cache", "report")] == before, "nothing is unpacked"
 

@@ -30,12 +30,12 @@ def of_lengths(durations, start=0.0, custom=None) -> list[Utterance]:
     ]
 
 
-def order(utterances, classes=None, seed=0, epoch=0, skip=0, **config) -> list[tuple[list, int]]:
+def order(utterances, classes=None, seed=0, epoch=0, skip=0, **config) -> list[list]:
     return list(TrainOrder(utterances, DataConfig(**config), classes, seed, epoch, skip))
 
 
 def ids(batches) -> list[list[str]]:
-    return [[draw.utterance.id for draw in batch] for batch, _ in batches]
+    return [[draw.utterance.id for draw in batch] for batch in batches]
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def test_every_utterance_once_an_epoch(durations, size, bucketed, epoch):
     utterances = of_lengths(durations)
     batches = order(utterances, epoch=epoch, batch_size=size, bucketed=bucketed)
     assert sorted(name for batch in ids(batches) for name in batch) == sorted(u.id for u in utterances)
-    assert all(0 < len(batch) == whole <= size for batch, whole in batches)
+    assert all(0 < len(batch) <= size for batch in batches)
     if not bucketed:
-        assert all(whole == size for _, whole in batches[:-1])
+        assert all(len(batch) == size for batch in batches[:-1])
 
 
 @pytest.mark.parametrize("bucketed", [False, True])
@@ -93,9 +93,8 @@ def test_processes_share_each_batch(as_process, world, bucketed, classes):
     for rank in range(world):
         as_process(rank, world)
         parts.append(order(utterances, names, skip=1, **config))
-    for index, (batch, count) in enumerate(whole):
-        shares = [part[index][0] for part in parts]
-        assert [part[index][1] for part in parts] == [count] * world
+    for index, batch in enumerate(whole):
+        shares = [part[index] for part in parts]
         assert sorted(draw for share in shares for draw in map(_key, share)) == sorted(map(_key, batch))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -111,7 +110,7 @@ def test_balanced_draws_are_as_likely_for_each_class():
     members: Counter[str] = Counter()
     for epoch in range(9):
         batches = order(utterances, classes, epoch=epoch, batch_size=32)
-        assert sum(whole for _, whole in batches) == 1000
+        assert sum(map(len, batches)) == 1000
         for name in (name for batch in ids(batches) for name in batch):
             drawn[classes[int(name[1:])]] += 1
             members[name] += 1
@@ -124,7 +123,7 @@ def test_balanced_draws_are_as_likely_for_each_class():
 @given(seconds, st.floats(0.05, 30), st.sampled_from([0.0, 2.5]), st.integers(0, 2))
 @settings(max_examples=60, deadline=None)
 def test_crops_lie_within(durations, crop, start, epoch):
-    for batch, _ in order(of_lengths(durations, start), epoch=epoch, batch_size=5, crop_seconds=crop):
+    for batch in order(of_lengths(durations, start), epoch=epoch, batch_size=5, crop_seconds=crop):
         for utterance, at, samples in batch:
             low, total = round((at - start) * SAMPLE_RATE), round(utterance.duration * SAMPLE_RATE)
             assert samples == min(total, round(crop * SAMPLE_RATE))
@@ -134,7 +133,7 @@ def test_crops_lie_within(durations, crop, start, epoch):
 def test_crops_differ_from_epoch_to_epoch_and_reach_both_ends():
     utterances = of_lengths([3.0] * 200)
     starts = [
-        {u.id: at for batch, _ in order(utterances, epoch=e, crop_seconds=2.0) for u, at, _ in batch} for e in (0, 1)
+        {u.id: at for batch in order(utterances, epoch=e, crop_seconds=2.0) for u, at, _ in batch} for e in (0, 1)
     ]
     assert sum(starts[0][name] == starts[1][name] for name in starts[0]) < 5
     assert min(starts[0].values()) < 0.05 and max(starts[0].values()) > 0.95
@@ -143,12 +142,12 @@ def test_crops_differ_from_epoch_to_epoch_and_reach_both_ends():
 
 def test_balanced_sampling_crops_one_utterance_in_several_places():
     batches = order(of_lengths([5.0]) * 50, ["a"] * 50, crop_seconds=1.0)
-    assert len({at for batch, _ in batches for _, at, _ in batch}) > 40
+    assert len({at for batch in batches for _, at, _ in batch}) > 40
 
 
 def test_an_utterance_may_have_a_crop_of_its_own():
     utterances = of_lengths([5.0], custom={"crop_seconds": 1.0}) + of_lengths([5.0, 0.5])[1:]
-    samples = {u.id: count for batch, _ in order(utterances) for u, _, count in batch}
+    samples = {u.id: count for batch in order(utterances) for u, _, count in batch}
     assert samples == {"u0": SAMPLE_RATE, "u1": SAMPLE_RATE // 2}
 
 
@@ -156,7 +155,7 @@ def test_an_utterance_may_have_a_crop_of_its_own():
 @settings(max_examples=60, deadline=None)
 def test_buckets_are_alike_in_length_and_halved_where_long(durations, size):
     utterances = of_lengths(durations)
-    batches = [[u.duration for u, _, _ in batch] for batch, _ in order(utterances, batch_size=size, bucketed=True)]
+    batches = [[u.duration for u, _, _ in batch] for batch in order(utterances, batch_size=size, bucketed=True)]
     half = max(1, size // 2)
     for batch in batches:
         assert len(batch) <= (half if max(batch) > 18.75 else size)
@@ -174,27 +173,27 @@ def test_buckets_are_alike_in_length_and_halved_where_long(durations, size):
 def test_an_evaluation_hears_everything_whole_by_length(durations, size, eval_size):
     utterances = of_lengths(durations, start=1.5)
     batches = list(EvalOrder(utterances, DataConfig(batch_size=size, eval_batch_size=eval_size)))
-    draws = [draw for batch, _ in batches for draw in batch]
+    draws = [draw for batch in batches for draw in batch]
     assert Counter(draw.utterance.id for draw in draws) == Counter(u.id for u in utterances)
     assert [draw.samples for draw in draws] == sorted(round(u.duration * SAMPLE_RATE) for u in utterances)
     assert all(draw.start == 1.5 for draw in draws)
-    assert all(len(batch) == whole <= (eval_size or size) for batch, whole in batches)
+    assert all(len(batch) <= (eval_size or size) for batch in batches)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_an_evaluation(as_process, world):
     utterances = of_lengths([1 + index % 5 for index in range(23)])
-    whole = [_key(draw) for batch, _ in EvalOrder(utterances, DataConfig(batch_size=4)) for draw in batch]
+    whole = [_key(draw) for batch in EvalOrder(utterances, DataConfig(batch_size=4)) for draw in batch]
     parts = []
     for rank in range(world):
         as_process(rank, world)
-        parts.append([_key(draw) for batch, _ in EvalOrder(utterances, DataConfig(batch_size=4)) for draw in batch])
+        parts.append([_key(draw) for batch in EvalOrder(utterances, DataConfig(batch_size=4)) for draw in batch])
     # Dealt out one by one, which is the order that distributed.gather puts together again.
     assert [part for rank, part in enumerate(parts)] == [whole[rank::world] for rank in range(world)]
 
 
 def test_an_evaluation_may_hear_the_middle():
-    ((draws, _),) = EvalOrder(of_lengths([4.0, 0.5]), DataConfig(eval_crop_seconds=1.0))
+    (draws,) = EvalOrder(of_lengths([4.0, 0.5]), DataConfig(eval_crop_seconds=1.0))
     assert [_key(draw) for draw in draws] == [("u1", 0.0, SAMPLE_RATE // 2), ("u0", 1.5, SAMPLE_RATE)]
 
 
@@ -225,10 +224,10 @@ def test_a_batch_is_the_files_samples_with_targets(speech):
     batches = decoded(speech, crop_seconds=1.5)
     drawn = order(speech, batch_size=5, crop_seconds=1.5)
     assert len(batches) == len(drawn) == 4
-    for batch, (draws, _) in zip(batches, drawn, strict=True):
+    for batch, draws in zip(batches, drawn, strict=True):
         assert batch.ids == [draw.utterance.id for draw in draws] == [utterance.id for utterance in batch.utterances]
         assert batch.targets == [f"target of {name}" for name in batch.ids]
-        assert batch.wave.dtype == torch.float32 and batch.share == 1 and not batch.dropped
+        assert batch.wave.dtype == torch.float32 and not batch.dropped
         for wave, length, (utterance, start, samples) in zip(batch.wave, batch.lengths, draws, strict=True):
             low = round(start * SAMPLE_RATE)
             assert length == samples
@@ -272,7 +271,7 @@ def test_what_cannot_be_decoded_any_more_is_left_out_and_named(speech, keep):
     batches = decoded(speech, waves=waves, batch_size=16)
     (batch,) = batches
     assert sorted(batch.ids) == sorted(utterance.id for utterance in speech[2:])
-    assert len(batch.dropped) == 2 and batch.share == 1
+    assert len(batch.dropped) == 2
     reasons = {line.split(": ", 1)[0]: line for line in batch.dropped}
     assert "no such audio file" in reasons[gone.id] and "shorter than when it was checked" in reasons[cut.id]
     assert len(batch.wave) == len(batch.targets) == 14
@@ -283,19 +282,3 @@ def test_a_batch_of_which_nothing_can_be_decoded_is_empty(speech):
         Path(cast(str, utterance.audio)).unlink()
     (batch,) = decoded(speech[:2])
     assert batch.wave.shape == (0, 0) and not batch.ids and len(batch.dropped) == 2 and not batch.targets
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_shares_weigh_the_mean_over_all_processes(speech, as_process, world):
-    """The gradients' mean over processes is that of the mean over the batch: shares over processes add up to them."""
-    whole = decoded(speech)
-    parts = []
-    for rank in range(world):
-        as_process(rank, world)
-        parts.append(decoded(speech))
-    for index, batch in enumerate(whole):
-        here = [part[index] for part in parts]
-        assert sum(part.share for part in here) == pytest.approx(world)
-        means = [part.lengths.float().mean() if len(part.lengths) else torch.tensor(0.0) for part in here]
-        weighted = sum(mean * part.share for mean, part in zip(means, here, strict=True)) / world
-        assert weighted == pytest.approx(batch.lengths.float().mean().item())

@@ -124,7 +124,7 @@ def test_training_hears_classes_equally_and_random_seconds_of_noise(archives):
     config = DataConfig(batch_size=16, balanced=True)
     draws = []
     for epoch in range(40):
-        draws += [draw for batch, _ in TrainOrder(utterances, config, classes, 0, epoch) for draw in batch]
+        draws += [draw for batch in TrainOrder(utterances, config, classes, 0, epoch) for draw in batch]
     counts = Counter(draw.utterance.custom["label"] for draw in draws)
     assert max(counts.values()) < 1.3 * min(counts.values())
     assert {draw.samples for draw in draws} == {16_000}

@@ -62,6 +62,9 @@ class Fit:
     def validate(self, autocast: Any, device: torch.device) -> list[dict[str, float]]:
         return [mean_loss(self, self.get_valid_dataloader(), autocast, device)]
 
+    def weight(self, batch: Samples) -> int:
+        return len(batch.ids)
+
     def __call__(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         error = (self.model(batch.x) - 3 * batch.x[:, :1]).abs().mean()
         return error * self.factor, {"error_layer1": error.detach(), "cosine_layer1": -error.detach()}

@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each process runs this with the number of processes around it, and leaves what it saw in a file.
 WORKER = """
-import json, sys
+import json, random, sys, time
+import numpy as np
 import torch
 from torch import nn
-from s3prl_distiller.engine import distributed
+from s3prl_distiller.engine import distributed, randomness
 
 torch.set_num_threads(1)
 cpu = torch.device("cpu")
@@ -31,6 +32,8 @@ rank, world = distributed.rank(), distributed.world()
 seen = {"rank": rank, "world": world, "main": distributed.is_main()}
 
 seen["highest"] = [distributed.highest(number, cpu) for number in (rank, -rank, 7, 15 * (rank == 0))]
+
+seen["total"] = distributed.total(10 + rank, cpu)
 
 seen["gathered"] = []
 for count in range(9):
@@ -41,6 +44,11 @@ seen["uneven"] = distributed.gather(["a", "b", "c"] if rank == 1 else [])
 
 torch.manual_seed(0)
 model = nn.ModuleDict({name: nn.Linear(3, 2) for name in ("both", "one", "none", "frozen")})
+other = nn.BatchNorm1d(3)
+nn.init.constant_(other.weight, 5.0 + rank)
+other.running_mean += 7.0 + rank
+distributed.share_weights(other)
+seen["weights"] = [other.weight.tolist(), other.running_mean.tolist()]
 model["frozen"].requires_grad_(False)
 model["short"] = nn.Linear(3, 2).to(torch.bfloat16)
 model["both"](torch.full((1, 3), 1.0 + rank)).sum().backward()
@@ -59,9 +67,21 @@ loss = (model["both"](x[part]) - y[part]).pow(2).mean() * (len(x[part]) * world 
 loss.backward()
 distributed.average_gradients(model)
 seen["shared"] = model["both"].weight.grad.tolist()
+
+draws = []
+for number in (3, 3, 4):
+    randomness.seed(number)
+    randomness.part_ways(number)
+    draws.append([random.random(), float(np.random.rand()), float(torch.rand(()))])
+
+started = time.monotonic()
+with distributed.main_first():
+    time.sleep(1.0 if rank == 0 else 0.0)
+    seen["waited"] = time.monotonic() - started
 distributed.wait()
 distributed.stop()
 seen["after"] = [distributed.rank(), distributed.world(), distributed.gather([1, 2])]
+seen["draws"] = draws
 with open(sys.argv[1], "w") as file:
     json.dump(seen, file)
 """
@@ -96,6 +116,27 @@ def test_there_are_two_and_one_of_them_writes(seen: list[dict[str, Any]]) -> Non
 def test_highest(seen: list[dict[str, Any]]) -> None:
     """Such as the signal that one of them got."""
     assert [one["highest"] for one in seen] == [[1, 0, 7, 15]] * 2
+
+
+def test_total(seen: list[dict[str, Any]]) -> None:
+    assert [one["total"] for one in seen] == [21, 21]
+
+
+def test_all_start_from_the_weights_of_the_main_one(seen: list[dict[str, Any]]) -> None:
+    assert [one["weights"] for one in seen] == [[[5.0] * 3, [7.0] * 3]] * 2
+
+
+def test_each_draws_random_numbers_of_its_own(seen: list[dict[str, Any]]) -> None:
+    """The main process those of a run of one process; all of them decided by the seed."""
+    assert [one["draws"][0] for one in seen] == [one["draws"][1] for one in seen]
+    numbers = [number for one in seen for draws in one["draws"][1:] for number in draws]
+    assert len(set(numbers)) == len(numbers) == 12
+    torch.manual_seed(3)
+    assert seen[0]["draws"][0][2] == float(torch.rand(()))
+
+
+def test_the_main_process_goes_first(seen: list[dict[str, Any]]) -> None:
+    assert all(one["waited"] >= 0.9 for one in seen)
 
 
 def test_gathered_items_are_in_the_order_they_were_dealt_in(seen: list[dict[str, Any]]) -> None:

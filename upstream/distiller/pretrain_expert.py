@@ -125,7 +125,7 @@ class UpstreamPretrainExpert(nn.Module):
 
     def verify_teacher(self, device: torch.device, utterances: int = 2) -> None:
         """Compare the teacher's twin with the hub's own forward on the first utterances of the data."""
-        batch = next(batch for batch in self.get_train_dataloader(0, 0) if batch.ids)
+        batch = next(batch for batch in self.corpus.train_loader(0, dealt=False) if batch.ids)
         rows = list(zip(batch.wave, batch.lengths.tolist(), strict=True))[:utterances]
         self.teacher.verify([row[:length].to(device) for row, length in rows])
 
@@ -141,6 +141,12 @@ class UpstreamPretrainExpert(nn.Module):
     def validate(self, autocast: Any, device: torch.device) -> list[dict[str, float]]:
         """Loss and its parts on the held-out utterances."""
         return [mean_loss(self, self.corpus.valid_loader(), autocast, device)]
+
+    def weight(self, batch: Batch) -> int:
+        """Frames (with loss on padding: samples, padded ones too) that the loss of a batch is a mean over."""
+        if self.config.task.loss_on_padding:
+            return batch.wave.numel()
+        return int(frame_lengths(batch.lengths, self.model.conv_layers).clamp_min(0).sum())
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and its parts by name.

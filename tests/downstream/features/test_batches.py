@@ -28,7 +28,7 @@ def check_alike(served: list[Any], plain: list[Any]) -> None:
     assert len(served) == len(plain) > 1
     for one, other in zip(served, plain, strict=True):
         assert one.ids == other.ids and one.targets == other.targets and one.dropped == other.dropped
-        assert one.share == other.share and one.seconds == other.seconds
+        assert one.seconds == other.seconds
         assert torch.equal(one.lengths, other.lengths) and one.utterances == other.utterances
         if one.states is None:
             assert torch.equal(one.wave, other.wave)
