@@ -13,13 +13,18 @@ does; "plain" is the model's plain definition, with the same loss.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import gc
 import importlib
+import itertools
+import math
 import random
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +39,20 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_distiller import hub, machine
-from s3prl_distiller.engine import Member, OptimizerConfig, build_optimizer, clip_gradients, precision
+from s3prl_distiller.engine import Member, OptimizerConfig, Updates, precision, to_device
 
-Batch = tuple[Tensor, Tensor]
+
+@dataclass(frozen=True)
+class Batch:
+    """Zero-padded noise (B, samples) and its lengths (B,), on the CPU."""
+
+    wave: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.wave.to(device, non_blocking=True), self.lengths)
+
+
 STUDENT = {
     "encoder_layers": 2,
     "n_tasks": 3,
@@ -49,14 +65,14 @@ STUDENT = {
 
 
 def make_batches(count: int, utterances: int, seconds: tuple[float, float], pin: bool) -> list[Batch]:
-    """Zero-padded noise and its lengths, on the CPU, longest utterance first."""
+    """Batches of noise, longest utterance first."""
     drawn = random.Random(0)
     generator = torch.Generator().manual_seed(0)
     batches = []
     for _ in range(count):
         lengths = sorted((round(drawn.uniform(*seconds) * 16_000) for _ in range(utterances)), reverse=True)
         wave = pad_sequence([0.1 * torch.randn(n, generator=generator) for n in lengths], batch_first=True)
-        batches.append((wave.pin_memory() if pin else wave, torch.tensor(lengths)))
+        batches.append(Batch(wave.pin_memory() if pin else wave, torch.tensor(lengths)))
     return batches
 
 
@@ -84,19 +100,19 @@ def plain_loss(teacher: Encoder, student: DistillerModel, wave: Tensor, lengths:
 def ours(device: torch.device, kind: str) -> Callable[[Batch], None]:
     """A step of this project: "fast", "fast, not compiled" or "plain"."""
     teacher, student = models(device)
-    fast = PackedDistillation(student, teacher, compiled=kind == "fast")
-    members = [Member(student)]
-    optimizer = build_optimizer(members, OptimizerConfig())
-    autocast, _ = precision("auto", device)
+    autocast, scaler = precision("auto", device)
+    fast = None if kind == "plain" else PackedDistillation(student, teacher, autocast, compiled=kind == "fast")
+    updates = Updates([Member(student)], OptimizerConfig(), 5.0, scaler)
+    numbers = itertools.count(1)
 
     def step(batch: Batch) -> None:
-        wave, lengths = batch[0].to(device, non_blocking=True), batch[1]
         with autocast():
-            loss = plain_loss(teacher, student, wave, lengths) if kind == "plain" else fast(wave, lengths)
+            compute = functools.partial(plain_loss, teacher, student) if fast is None else fast
+            loss = compute(batch.wave, batch.lengths)
         loss.total.backward()
-        clip_gradients(members, 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        updates.make(next(numbers), 2e-4)
+        for _, norms in updates.norms(newest=False):
+            assert math.isfinite(norms[0])
 
     return step
 
@@ -127,7 +143,7 @@ def peer(device: torch.device, source: Path) -> Callable[[Batch], None]:
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
 
     def step(batch: Batch) -> None:
-        wave, lengths = batch
+        wave, lengths = batch.wave, batch.lengths
         mask = (torch.arange(wave.shape[1])[None] < lengths[:, None]).float()
         waves = [row[:length] for row, length in zip(wave, lengths.tolist(), strict=True)]
         with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
@@ -143,11 +159,22 @@ def peer(device: torch.device, source: Path) -> Callable[[Batch], None]:
     return step
 
 
-def measure(step: Callable[[Batch], None], batches: list[Batch], steps: int, device: torch.device) -> dict[str, float]:
+def copied(batches: list[Batch], device: torch.device) -> Iterable[Batch]:
+    """As the training loop hands out batches."""
+    return (batch for batch, _ in to_device(((batch, None) for batch in batches), device))
+
+
+def measure(
+    step: Callable[[Batch], None],
+    batches: list[Batch],
+    steps: int,
+    device: torch.device,
+    give: Callable[[list[Batch]], Iterable[Batch]],
+) -> dict[str, float]:
     """Steps a second and peak memory after a warm-up, how long that took, and recompilations after it."""
     cuda = device.type == "cuda"
     started = time.perf_counter()
-    for batch in batches:
+    for batch in give(batches):
         step(batch)
     if cuda:
         torch.cuda.synchronize()
@@ -155,8 +182,8 @@ def measure(step: Callable[[Batch], None], batches: list[Batch], steps: int, dev
     warm = time.perf_counter() - started
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     started = time.perf_counter()
-    for index in range(steps):
-        step(batches[index % len(batches)])
+    for batch in give([batches[index % len(batches)] for index in range(steps)]):
+        step(batch)
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
@@ -173,14 +200,15 @@ def losses(batch: Batch, device: torch.device) -> dict[str, float]:
     teacher, student = models(device)
     student.eval()
     autocast, _ = precision("auto", device)
-    wave = batch[0].to(device)
+    wave, lengths = batch.to(device).wave, batch.lengths
     with torch.no_grad():
-        found = {"plain, float32": plain_loss(teacher, student, wave, batch[1]).total.item()}
-        fast = PackedDistillation(student, teacher, compiled=False)
-        found["fast, float32"] = fast(wave, batch[1]).total.item()
+        found = {"plain, float32": plain_loss(teacher, student, wave, lengths).total.item()}
+        fast = PackedDistillation(student, teacher, contextlib.nullcontext, compiled=False)
+        found["fast, float32"] = fast(wave, lengths).total.item()
         with autocast():
-            found["plain, as trained"] = plain_loss(teacher, student, wave, batch[1]).total.item()
-            found["fast, as trained"] = fast(wave, batch[1]).total.item()
+            found["plain, as trained"] = plain_loss(teacher, student, wave, lengths).total.item()
+            fast = PackedDistillation(student, teacher, autocast, compiled=False)
+            found["fast, as trained"] = fast(wave, lengths).total.item()
     return found
 
 
@@ -211,7 +239,7 @@ def main() -> int:
     args = parser.parse_args()
     device: torch.device = args.device
     batches = make_batches(args.batches, args.utterances, tuple(args.seconds), device.type == "cuda")
-    audio = sum(int(lengths.sum()) for _, lengths in batches) / 16_000 / len(batches)
+    audio = sum(int(batch.lengths.sum()) for batch in batches) / 16_000 / len(batches)
     makers: dict[str, Callable[[], Callable[[Batch], None]]] = {}
     if args.s3prl:
         makers["s3prl's distiller"] = lambda: peer(device, args.s3prl)
@@ -219,10 +247,12 @@ def main() -> int:
     rows: dict[str, dict[str, float]] = {}
     for name, make in makers.items():
         step = make()
-        rows[name] = measure(step, batches, args.steps, device)
+        # s3prl copies each batch itself, and waits for it.
+        give = iter if name.startswith("s3prl") else functools.partial(copied, device=device)
+        rows[name] = measure(step, batches, args.steps, device, give)
         sys.stderr.write(f"{name}: {rows[name]}\n")
         if args.profile and name.endswith(", fast"):
-            profile(step, batches[0], args.profile)
+            profile(step, batches[0].to(device), args.profile)
         del step
         gc.collect()
         if device.type == "cuda":

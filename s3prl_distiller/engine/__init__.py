@@ -3,9 +3,10 @@
 from .config import OptimizerConfig, RunnerConfig
 from .estimate import check_disk, estimate
 from .loop import Outcome, Task, mean_loss, precision, train
-from .members import Member, clip_gradients
-from .optimizer import build_optimizer
+from .members import Member
+from .prefetch import to_device
 from .state import BEST, Progress, newest_checkpoint
+from .update import Updates
 
 __all__ = [
     "BEST",
@@ -15,12 +16,12 @@ __all__ = [
     "Progress",
     "RunnerConfig",
     "Task",
-    "build_optimizer",
+    "Updates",
     "check_disk",
-    "clip_gradients",
     "estimate",
     "mean_loss",
     "newest_checkpoint",
     "precision",
+    "to_device",
     "train",
 ]

@@ -20,8 +20,9 @@ from s3prl_distiller import checkpoint
 from . import distributed, randomness
 from .config import OptimizerConfig, RunnerConfig
 from .log import RunLog
-from .members import Member, clip_gradients, drop_gradients
-from .optimizer import build_optimizer, learning_rate
+from .members import Member
+from .optimizer import learning_rate
+from .prefetch import to_device
 from .state import (
     BEST,
     MOST_SKIPPED,
@@ -33,6 +34,7 @@ from .state import (
     save_checkpoint,
     trainer_state,
 )
+from .update import Updates
 
 log = logging.getLogger(__name__)
 
@@ -96,14 +98,14 @@ def train(
     """
     distributed.share_weights(task.model)
     members = task.members
-    optimizer = build_optimizer(members, optimizer_config)
     autocast, scaler = precision(runner.precision, device)
     assert len(members) == 1 or not scaler.is_enabled(), "one scale of the loss cannot serve several members"
+    updates = Updates(members, optimizer_config, runner.gradient_clipping, scaler)
     position = Position(members=[Progress() for _ in members])
     randomness.part_ways(runner.seed)
     if resume is not None:
         state = checkpoint.load_torch(resume / TRAINER)
-        position = restore(state, optimizer, scaler, task.fingerprint, resume)
+        position = restore(state, updates.optimizer, scaler, task.fingerprint, resume)
     if distributed.is_main():
         remove_leftovers(folder)
         if config_text is not None:
@@ -111,7 +113,7 @@ def train(
     run_log = RunLog(folder, position.step, runner.total_steps, quiet=not distributed.is_main())
 
     def save() -> Path:
-        state = trainer_state(position, optimizer, scaler, task.fingerprint)
+        state = trainer_state(position, updates.optimizer, scaler, task.fingerprint)
         if distributed.is_main():
             save_checkpoint(folder, task, state, position.step, runner.max_keep)
         distributed.wait()
@@ -136,36 +138,28 @@ def train(
         if position.step == 0:
             evaluate()
         meter = _Meter(position, members)
-        batches = _batches(task, position, device)
+        batches = to_device(_batches(task, position.epoch, position.batches, device), device)
         while position.step < runner.total_steps and not position.stale(runner.early_stop) and not stop.asked():
             for _ in range(runner.gradient_accumulate_steps):
                 with meter.waiting():
-                    batch, share = next(batches)
+                    batch, (share, position.epoch, position.batches) = next(batches)
                 meter.count(batch)
                 # Of several processes, one may have no utterance of a small batch.
                 if not batch.ids:
                     continue
                 with autocast():
-                    loss, parts = task(batch.to(device))
+                    loss, parts = task(batch)
                 scaler.scale(loss.sum() * share / runner.gradient_accumulate_steps).backward()
                 meter.add(loss.detach(), parts, share)
             distributed.average_gradients(task.model)
-            scaler.unscale_(optimizer)
-            norms = clip_gradients(members, runner.gradient_clipping)
             rate = learning_rate(position.step + 1, runner.total_steps, optimizer_config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["rate"]
-            finite = [norm - norm == 0 for norm in norms]
-            if not scaler.is_enabled():
-                drop_gradients(members, finite)
-            scaler.step(optimizer)
-            _count_skipped(position, members, finite)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            updates.make(position.step + 1, rate)
             position.step += 1
             run_log.bar.update()
 
             last = position.step == runner.total_steps
+            due = last or any(position.step % n == 0 for n in (runner.log_step, runner.eval_step, runner.save_step))
+            norms = _count_skipped(position, members, updates.norms(newest=due or stop.signal is not None))
             if position.step % runner.log_step == 0 or last:
                 values = meter.flush()
                 named = _named([{"gradient_norm": norm} for norm in norms], members)
@@ -223,39 +217,46 @@ def _added(everyone: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: sum(one[name] for one in everyone if name in one) for name in names}
 
 
-def _batches(task: Task, position: Position, device: torch.device) -> Iterator[tuple[Any, float]]:
-    """Batches without end, from where ``position`` stands, which is kept up to date.
+def _batches(task: Task, epoch: int, skip: int, device: torch.device) -> Iterator[tuple[Any, tuple[float, int, int]]]:
+    """Batches without end, from those that ``epoch`` has after the first ``skip``.
 
     Each comes with the factor that makes the mean over the processes, of losses that are means over their parts of it,
-    its mean loss. All processes pass over the same batches.
+    its mean loss; with its epoch; and with how many batches of that the run has then had. All processes pass over the
+    same batches.
     """
     while True:
-        found = position.batches > 0
-        for batch in task.get_train_dataloader(position.epoch, position.batches):
-            position.batches += 1
+        found = skip > 0
+        for batch in task.get_train_dataloader(epoch, skip):
+            skip += 1
             for reason in batch.dropped:
                 log.warning("Left out of its batch: %s", reason)
             weight = task.weight(batch)
             # All utterances of a batch may have failed to decode.
             if whole := distributed.total(weight, device):
                 found = True
-                yield batch, weight * distributed.world() / whole
+                yield batch, (weight * distributed.world() / whole, epoch, skip)
         if not found:
-            raise ValueError(f"no utterance could be read in epoch {position.epoch}: see the data report")
-        position.epoch, position.batches = position.epoch + 1, 0
+            raise ValueError(f"no utterance could be read in epoch {epoch}: see the data report")
+        epoch, skip = epoch + 1, 0
 
 
-def _count_skipped(position: Position, members: Sequence[Member], finite: Sequence[bool]) -> None:
-    for member, progress, fine in zip(members, position.members, finite, strict=True):
-        progress.skipped = 0 if fine else progress.skipped + 1
-        if progress.skipped == 1:
-            log.warning("Step %d: the gradient is not finite, no update was made. %s", position.step + 1, member.name)
-    if all(progress.diverged for progress in position.members):
-        raise ValueError(
-            f"the gradient was not finite for {MOST_SKIPPED} steps up to step {position.step + 1}: lower optimizer.lr "
-            "or use runner.precision=float32. No checkpoint holds NaN; one from before it went wrong is a place to "
-            "start again from (-e CKPT -n NEW_NAME)."
-        )
+def _count_skipped(
+    position: Position, members: Sequence[Member], updates: Iterable[tuple[int, list[float]]]
+) -> list[float]:
+    """Note which updates were left out, by their gradient norms; those of the newest."""
+    norms: list[float] = []
+    for step, norms in updates:
+        for member, progress, norm in zip(members, position.members, norms, strict=True):
+            progress.skipped = 0 if math.isfinite(norm) else progress.skipped + 1
+            if progress.skipped == 1:
+                log.warning("Step %d: the gradient is not finite, no update was made. %s", step, member.name)
+        if all(progress.diverged for progress in position.members):
+            raise ValueError(
+                f"the gradient was not finite for {MOST_SKIPPED} steps up to step {step}: lower optimizer.lr or use "
+                "runner.precision=float32. No checkpoint holds NaN; one from before it went wrong is a place to start "
+                "again from (-e CKPT -n NEW_NAME)."
+            )
+    return norms
 
 
 def _named(values: Sequence[dict[str, float]], members: Sequence[Member]) -> dict[str, float]:

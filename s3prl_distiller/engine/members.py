@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,9 @@ class Member:
     name: str = ""
 
 
-def clip_gradients(members: Sequence[Member], limit: float) -> list[float]:
-    """Scale each member's gradient to a norm of at most ``limit``; the norms before."""
-    norms = [nn.utils.clip_grad_norm_(member.model.parameters(), limit) for member in members]
-    return torch.stack(norms).tolist()  # one wait for the device, however many there are
+def clip_gradients(members: Sequence[Member], limit: float) -> Tensor:
+    """Scale each member's gradient to a norm of at most ``limit``; the norms before, (members,), on the device."""
+    return torch.stack([nn.utils.clip_grad_norm_(member.model.parameters(), limit) for member in members])
 
 
 def drop_gradients(members: Sequence[Member], finite: Sequence[bool]) -> None:

@@ -8,32 +8,33 @@ from typing import Any
 import torch
 
 
-def to_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+def to_device(batches: Iterable[tuple[Any, Any]], device: torch.device) -> Iterator[tuple[Any, Any]]:
     """Batches on a device, in order. To a GPU the next one is copied beside the work on this one.
 
     Args:
-        batches: with a method ``to`` that copies without waiting, and tensors in page-locked memory.
+        batches: each with something that belongs to it. A batch has a method ``to`` that copies without waiting; its
+            tensors are in page-locked memory.
     """
     if device.type != "cuda":
-        for batch in batches:
-            yield batch.to(device)
+        for batch, other in batches:
+            yield batch.to(device), other
         return
     copies = torch.cuda.Stream(device)
-    before: tuple[Any, torch.cuda.Event] | None = None
-    for batch in batches:
+    before: tuple[Any, Any, Any] | None = None
+    for batch, other in batches:
         with torch.cuda.stream(copies):
-            moved, ready = batch.to(device), copies.record_event()
+            following = batch.to(device), other, copies.record_event()
         if before is not None:
             yield _hand_over(*before)
-        before = moved, ready
+        before = following
     if before is not None:
         yield _hand_over(*before)
 
 
-def _hand_over(batch: Any, ready: torch.cuda.Event) -> Any:
+def _hand_over(batch: Any, other: Any, copied: Any) -> tuple[Any, Any]:
     stream = torch.cuda.current_stream()
-    stream.wait_event(ready)
+    stream.wait_event(copied)
     for value in vars(batch).values():
         if isinstance(value, torch.Tensor) and value.is_cuda:
-            value.record_stream(stream)  # its memory was taken on the other stream: not to be reused before this one
-    return batch
+            value.record_stream(stream)  # its memory was taken on the other stream, which must not reuse it too early
+    return batch, other

@@ -102,7 +102,6 @@ class Encoder(nn.Module):
     def compile_fast_path(self) -> None:
         """Compile what is compiled once for all layers and any number of frames: it takes half a minute, not more."""
         if isinstance(self.encoder, TransformerEncoder):
-            self.encoder.pos_conv.compile(dynamic=True)
             for layer in self.encoder.layers:
                 layer.compile(dynamic=True)
 

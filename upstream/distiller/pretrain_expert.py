@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from s3prl_distiller import settings
 from s3prl_distiller.checkpoint import check_weights
 from s3prl_distiller.data import Batch, Corpus, DataConfig, prepare
-from s3prl_distiller.engine import Member, OptimizerConfig, RunnerConfig, check_disk, mean_loss
+from s3prl_distiller.engine import Member, OptimizerConfig, RunnerConfig, check_disk, mean_loss, precision
 
 from .derive import derive_student, initialise
 from .encoder import TransformerEncoder
+from .fast.step import PackedDistillation, refusal
 from .frontend import frame_lengths, receptive_field, valid_mask
 from .model import DistillerModel
 from .model_config import DistillerConfig
@@ -34,6 +35,8 @@ class TaskConfig:
 
     sequence_length: int = 250_000  # samples: longer utterances are cropped at random (s3prl's name)
     loss_on_padding: bool = False  # let padded frames carry loss, as s3prl does
+    fast: bool = True  # no work on padding, convolutions as products: the plain path's numbers, where they fit
+    compile: bool = True  # on a GPU, compile parts of the fast path, which takes about the first minute
 
 
 @dataclass
@@ -122,6 +125,23 @@ class UpstreamPretrainExpert(nn.Module):
         if isinstance(student.encoder, TransformerEncoder):
             student.encoder.gradient_checkpointing = config.runner.gradient_checkpointing
         self.model.train()
+        self.fast: PackedDistillation | None = None
+
+    def choose_path(self, device: torch.device) -> None:
+        """Take the fast path where student and teacher allow it; the teacher is verified."""
+        task, runner = self.config.task, self.config.runner
+        twin = self.teacher.twin if self.teacher.runs_twin else None
+        reason = "task.fast=false" if not task.fast else refusal(self.model, twin)
+        if task.loss_on_padding:
+            reason = "task.loss_on_padding needs the padding"
+        if reason is not None:
+            log.info("Steps take the plain path: %s", reason)
+            return
+        assert twin is not None
+        compiled = task.compile and device.type == "cuda"
+        self.fast = PackedDistillation(self.model, twin, precision(runner.precision, device)[0], compiled)
+        if compiled:
+            log.info("The first steps compile parts of both models: about a minute")
 
     def verify_teacher(self, device: torch.device, utterances: int = 2) -> None:
         """Compare the teacher's twin with the hub's own forward on the first utterances of the data."""
@@ -154,6 +174,9 @@ class UpstreamPretrainExpert(nn.Module):
         Args:
             batch: waveforms on the device of the model.
         """
+        if self.fast is not None:
+            loss = self.fast(batch.wave, batch.lengths)
+            return loss.total, loss.parts
         config, task = self.model.config, self.config.task
         out = self.model(batch.wave, batch.lengths)
         assert out.predictions is not None
@@ -230,6 +253,7 @@ def build(
         log.info("Data: %s", line)
     expert = UpstreamPretrainExpert(config, student, teacher, corpus).to(device)
     expert.verify_teacher(device)
+    expert.choose_path(device)
     return expert
 
 

@@ -8,6 +8,8 @@ mean and covariance of what it filters.
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,33 +28,46 @@ def packed_features(front_end: ConvFrontEnd, wave: Tensor, packing: Packing) -> 
         packing: of these utterances.
     """
     first, *others = front_end.blocks
-    x = finish(first, first_product(first, wave, packing))
+    x = first_layer(first, wave, packing)
     for block in others:
         x = finish(block, strided_product(x, block.conv.weight, block.conv.bias, block.conv.stride[0]))
     return packing.frames.take(x)[None]
 
 
-def first_product(block: ConvBlock, wave: Tensor, packing: Packing) -> Tensor:
-    """The first convolution, normalised over each utterance if it is: (B, samples) to (rows, C) of the filled slots."""
+def first_layer(block: ConvBlock, wave: Tensor, packing: Packing) -> Tensor:
+    """The first convolution with what follows it: (B, samples) to (rows, C) of the filled slots."""
     conv, norm = block.conv, block.norm
     (kernel,), (stride,) = conv.kernel_size, conv.stride
-    windows = F.pad(wave, (0, kernel - stride)).unfold(1, kernel, stride)
+    padded = F.pad(wave, (0, kernel - stride)).unfold(1, kernel, stride)
     weight, shift = conv.weight[:, 0].t().expand(len(wave), -1, -1), conv.bias
     if isinstance(norm, GroupNormOverTime):
-        mean, covariance = packing.once(wave, lambda: window_statistics(block.conv, windows, packing))
+        mean, covariance = packing.once(wave, lambda: window_statistics(conv, padded, packing))
         scale, shift = normalisation(norm, conv, mean, covariance)
         weight = weight * scale[:, None]
-    padded_slots = packing.padded_slots
-    rows = windows.reshape(padded_slots, -1)[packing.slots].view(-1, kernel)
-    # The shift is one more tap, on a constant 1. A GPU is fast with rows of a multiple of 16 bytes only.
+    windows = padded.reshape(packing.padded_slots, -1)[packing.slots].view(-1, kernel)
+    # The shift is one more tap, on a constant 1. Zeros up to what a GPU multiplies fast.
     taps = kernel if shift is None else kernel + 1
-    rows = F.pad(F.pad(rows, (0, taps - kernel), value=1.0), (0, -taps % 8))
+    zeros = max(16, 1 << (taps - 1).bit_length()) - taps
+    windows = F.pad(F.pad(windows, (0, taps - kernel), value=1.0), (0, zeros))
     if shift is not None:
         weight = torch.cat([weight, shift.expand(len(wave), -1)[:, None]], 1)
-    weight = F.pad(weight, (0, 0, 0, -taps % 8))
-    ends = packing.slot_ends * (windows.shape[1] * len(wave) // padded_slots)
+    weight = F.pad(weight, (0, 0, 0, zeros))
     kind = torch.get_autocast_dtype(wave.device.type) if torch.is_autocast_enabled(wave.device.type) else wave.dtype
-    return F.grouped_mm(rows.to(kind), weight.to(kind), offs=ends)
+    windows, weight = windows.to(kind), weight.to(kind)
+    rows = len(windows) // len(packing.slots)
+    if _has_kernel(block, windows, rows):
+        from .first_layer import windows_gelu
+
+        return windows_gelu(windows, weight, packing.slot_owners, rows)
+    return finish(block, F.grouped_mm(windows, weight, offs=packing.slot_ends * rows))
+
+
+def _has_kernel(block: ConvBlock, windows: Tensor, rows: int) -> bool:
+    """Whether a convolution and its GELU run as one kernel."""
+    powers = rows >= 16 and rows & (rows - 1) == 0
+    plain = not isinstance(block.norm, ChannelLayerNorm) and (block.dropout.p == 0 or not block.training)
+    half = windows.dtype in (torch.float16, torch.bfloat16)
+    return windows.is_cuda and half and powers and plain and importlib.util.find_spec("triton") is not None
 
 
 def window_statistics(conv: nn.Conv1d, windows: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
@@ -62,10 +77,10 @@ def window_statistics(conv: nn.Conv1d, windows: Tensor, packing: Packing) -> tup
     """
     frames = frame_lengths(packing.samples, [(conv.out_channels, conv.kernel_size[0], conv.stride[0])])
     content = (torch.arange(windows.shape[1], device=windows.device)[None] < frames[:, None])[..., None]
-    wide, count = windows.double(), frames[:, None, None].double()
-    mean = (wide * content).sum(1, keepdim=True) / count
-    centred = (wide - mean) * content
-    return mean, centred.transpose(1, 2) @ centred / count
+    count = frames[:, None, None]
+    mean = torch.where(content, windows, 0).sum(1, keepdim=True, dtype=torch.float64) / count
+    centred = torch.where(content, windows - mean.float(), 0).double()
+    return mean.float().double(), centred.transpose(1, 2) @ centred / count
 
 
 def normalisation(norm: GroupNormOverTime, conv: nn.Conv1d, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,7 @@ class Packing:
             are from one frame to the next.
         padded_slots: of all padded waveforms.
         slot_ends: (B,) int32, end of each utterance's filled slots.
+        slot_owners: (N,) int32, utterance of each.
         frames: from filled slots to the V frames of content: the last slots of an utterance are too short for one.
         padded: from B * T padded frames to the V frames.
     """
@@ -74,6 +75,7 @@ class Packing:
     slots: Tensor
     padded_slots: int
     slot_ends: Tensor
+    slot_owners: Tensor
     frames: Layout
     padded: Layout
     _found: list[tuple[Tensor, Any]] = field(default_factory=list)
@@ -138,6 +140,9 @@ def pack(samples: Sequence[int], frames: Sequence[int], padded: int, hop: int, d
         _layout(slots, padded_slots, on_device[1]).there,
         sum(padded_slots),
         on_device[1].cumsum(0).int(),
+        torch.arange(len(slots), device=device, dtype=torch.int32).repeat_interleave(
+            on_device[1], output_size=sum(slots)
+        ),
         _layout(frames, slots, on_device[2]),
         _layout(frames, [longest] * len(frames), on_device[2]),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,13 +19,16 @@ class PackedDistillation:
     Args:
         student: with prediction heads, on the teacher's frames (see :func:`refusal`).
         teacher: without gradient.
-        dtype: that autocast computes products in: the teacher's weights are kept so, not cast at each step.
+        autocast: of the run. The teacher's weights are kept in its dtype, where they would be cast at each step.
         compiled: whether parts of teacher and student are compiled, for batches of any shape at once.
     """
 
-    def __init__(self, student: DistillerModel, teacher: Encoder, dtype: torch.dtype, compiled: bool):
+    def __init__(self, student: DistillerModel, teacher: Encoder, autocast: Callable[[], Any], compiled: bool):
         self.student, self.teacher = student, teacher
-        _keep_products(teacher, dtype)
+        with autocast():
+            device = next(teacher.parameters()).device.type
+            if torch.is_autocast_enabled(device):
+                _keep_products(teacher, torch.get_autocast_dtype(device))
         self._loss = distillation_loss
         if compiled:
             student.compile_fast_path()
