@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..encoder import PositionalConv, SelfAttention
 from ..frontend import GroupNormOverTime, normalize_wave
-from ..model import DistillerModel, DistillerOutput
+from ..model import DistillerModel, DistillerOutput, SplitLinear
 from .blocks import BlockFrontEnd, Moments
 from .front_end import packed_features
 from .packing import Packing
-from .products import Int8Linear, Int8RowConv, JointAttention, OverlapAdd, RowConv
+from .products import Int8Linear, Int8RowConv, Int8SplitLinear, JointAttention, OverlapAdd, RowConv
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
@@ -146,6 +146,8 @@ def _replace(module: nn.Module, precision: str, dtype: torch.dtype) -> None:
             child = OverlapAdd(child, dtype)
         elif isinstance(child, nn.Linear) and precision == "int8":
             child = Int8Linear(child)
+        elif isinstance(child, SplitLinear) and child.parts > 1 and precision == "int8":
+            child = Int8SplitLinear(child)
         setattr(module, name, child)
         _replace(child, precision, dtype)
 
