@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from s3prl.upstream.interfaces import UpstreamBase
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from s3prl_distiller import audio as door
+
+from .fast.chunks import in_chunks
 from .fast.inference import Inference, check_precision
 from .frontend import valid_mask
-from .model import DistillerModel
+from .model import DistillerModel, DistillerOutput
 from .student import load_student
 
 
@@ -81,6 +85,46 @@ class UpstreamExpert(UpstreamBase):
             lengths = torch.tensor([len(wav) for wav in wavs])
             with torch.set_grad_enabled(gradients):
                 out = self.model(pad_sequence(wavs, batch_first=True), lengths, predict=not no_pred)
+        return self._named(out)
+
+    def extract(
+        self,
+        audio: str | os.PathLike | Tensor,
+        chunk: float | None = None,
+        context: float = 10.0,
+        no_pred: bool = False,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Features of one recording, hours long if need be: in eval mode and without gradients.
+
+        In chunks, memory does not grow with the recording. What the front end makes (``hidden_states[0]``) is what it
+        makes of the whole: its normalisation takes two passes over the recording. The layers above it attend to all
+        frames of the whole, and in chunks to those of the chunk and of its context: they are those of the whole where
+        chunk and context reach over all of it, and come close elsewhere, the closer the longer the context.
+
+        Args:
+            audio: a file of any format, rate and channels, or a waveform (samples,) at 16 kHz.
+            chunk: seconds handed out at a time; None: all at once, the attention's time grows with its square.
+            context: seconds that the layers hear on either side of a chunk; more than the 1.3 s of the positions.
+            no_pred: as in :meth:`forward`.
+
+        Yields:
+            The first frame of a chunk, and its features as of :meth:`forward` for one utterance.
+
+        Raises:
+            ValueError: the audio cannot be read or is shorter than one frame, or ``chunk`` is none.
+        """
+        rate, frame = door.SAMPLE_RATE, self.get_downsample_rates()
+        if chunk is not None and not (chunk * rate >= frame and context >= 0):
+            raise ValueError(f"chunk={chunk} and context={context} are seconds: one frame is {frame / rate} s")
+        source = (audio, rate) if isinstance(audio, Tensor) else audio
+        frames = sys.maxsize if chunk is None else round(chunk * rate / frame)
+        outs = in_chunks(
+            self.inference, lambda: door.stream(source), frames, round(context * rate / frame), not no_pred
+        )
+        return ((start, self._named(out)) for start, out in outs)
+
+    def _named(self, out: DistillerOutput) -> dict[str, Any]:
+        """What :meth:`forward` returns."""
         predictions = [] if out.predictions is None else list(out.predictions.unbind(1))
         hidden_states = [out.projected, *out.hidden_states, *predictions]
         mask = valid_mask(out.frames, out.features.shape[1], out.features.device)
@@ -90,7 +134,7 @@ class UpstreamExpert(UpstreamBase):
         if self.model.config.n_tasks == 0:
             last = out.output
         else:
-            last = None if no_pred else hidden_states[-1]
+            last = None if out.predictions is None else hidden_states[-1]
         return {
             "hidden_states": hidden_states,
             "last_hidden_state": last,

@@ -82,7 +82,7 @@ class BlockFrontEnd:
                 first.norm, first.conv, (centre - mean) * scale, covariance * scale.square()
             )
             weight, shift = weight * factor[0], offset[0]
-        self.weight, self.shift = weight.to(dtype), None if shift is None else shift.to(dtype)
+        self.weight, self.shift = weight.t(), shift
         self.hop = math.prod(stride for _, _, stride in front_end.specs)
         self.field = receptive_field(front_end.specs)
 
@@ -108,7 +108,8 @@ class BlockFrontEnd:
         samples = slots * self.hop + max(0, kernel - stride)
         wave = (wave[:samples] - self.mean) * self.scale
         windows = F.pad(wave, (0, samples - len(wave))).unfold(0, kernel, stride)[: slots * self.hop // stride]
-        x = finish(first, F.linear(windows.to(self.dtype), self.weight.t(), self.shift))
+        # In fewer bits a smooth wave would drown in the rounding of what such filters leave of it.
+        x = finish(first, F.linear(windows, self.weight, self.shift).to(self.dtype))
         for block in others:
             x = finish(block, convolve(block, x))
         return x[:frames]

@@ -28,23 +28,23 @@ def packed_features(
         front_end: whose convolutions they are.
         wave: (B, samples) waveforms, zero-padded to a multiple of the frame shift.
         packing: of these utterances.
-        dtype: of what passes between the layers, by default the wave's.
+        dtype: of what passes between the layers, by default what the first one gives.
     """
     first, *others = front_end.blocks
     rows = math.prod(stride for _, _, stride in front_end.specs[1:])  # of the first layer in each slot
     lengths = packing.samples
     if front_end.norm_over_padding:
         lengths = lengths.max().expand_as(lengths)
-    x = first_product(first, wave, lengths, dtype)
+    x = first_product(first, wave, lengths)
     # Out of the padded batch here, before the first layer's output is touched.
     x = packing.slots.take(x.reshape(-1, rows * x.shape[-1])).view(-1, x.shape[-1])
-    x = finish(first, x)
+    x = finish(first, x if dtype is None else x.to(dtype))
     for block in others:
         x = finish(block, convolve(block, x))
     return packing.frames.take(x)[None]
 
 
-def first_product(block: ConvBlock, wave: Tensor, lengths: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def first_product(block: ConvBlock, wave: Tensor, lengths: Tensor) -> Tensor:
     """The first convolution, normalised over each utterance if it is: (B, samples) to (B, samples / stride, C)."""
     conv, norm = block.conv, block.norm
     (kernel,), (stride,) = conv.kernel_size, conv.stride
@@ -59,7 +59,7 @@ def first_product(block: ConvBlock, wave: Tensor, lengths: Tensor, dtype: torch.
     windows = F.pad(torch.cat([windows, constant], -1), (0, -taps % 8))
     if shift is not None:
         weight = torch.cat([weight, shift.expand(len(wave), -1)[:, None]], 1)
-    return windows.to(dtype) @ F.pad(weight, (0, 0, 0, -taps % 8)).to(dtype)
+    return windows @ F.pad(weight, (0, 0, 0, -taps % 8))
 
 
 def normalisation(norm: GroupNormOverTime, conv: nn.Conv1d, windows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
