@@ -103,6 +103,24 @@ def load(
     return torch.from_numpy(np.ascontiguousarray(wave))
 
 
+def stream(source: Source, *, sample_rate: int = SAMPLE_RATE) -> Iterator[torch.Tensor]:
+    """As :func:`load` does the whole, but piece by piece, in memory that does not grow with the recording.
+
+    Yields float32 of shape (samples,), about a minute at a time; raises the same AudioError, when it comes to it.
+    """
+    if isinstance(source, tuple):
+        yield from load(source, sample_rate=sample_rate).split(_BLOCK)
+        return
+    with _opened(source) as file:
+        blocks = _blocks(file, source, 0, file.frames)
+        if file.samplerate != sample_rate:
+            blocks = _resampled(blocks, soxr.ResampleStream(file.samplerate, sample_rate, 1, quality="HQ"))
+        for block in blocks:
+            if not np.isfinite(block).all():
+                raise AudioError(f"{name_of(source)}: holds samples that are not finite numbers", "non-finite")
+            yield torch.from_numpy(np.ascontiguousarray(block))
+
+
 def probe(source: str | os.PathLike[str] | BinaryIO) -> AudioInfo:
     """Read the header only. Raises AudioError where there is none, or where the file is shorter than it says."""
     with _opened(source) as file:
@@ -210,3 +228,9 @@ def _resample(wave: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     if rate == sample_rate or not wave.size:
         return wave
     return soxr.resample(wave, rate, sample_rate, quality="HQ")
+
+
+def _resampled(blocks: Iterator[np.ndarray], resampler: soxr.ResampleStream) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield resampler.resample_chunk(np.ascontiguousarray(block))
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)

@@ -183,5 +183,7 @@ def test_s3prl_and_we_give_the_same_features_from_either_form(run: Path, wavs: l
         for mine in (features(ours, wav), features(native, wav)):
             assert len(mine) == len(expected)
             for one, other in zip(mine, expected, strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+                # The front end's values reach 400: float32 ends there, in s3prl's features as in ours.
+                scale = max(1.0, float(other.abs().max()) / 10)
+                torch.testing.assert_close(one, other, atol=1e-5 * scale, rtol=0)
         assert not torch.allclose(features(earlier, wav)[-1], expected[-1], atol=1e-4)

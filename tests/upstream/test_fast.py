@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3prl_distiller.upstream.distiller.encoder import same_length_conv
 from s3prl_distiller.upstream.distiller.fast.positions import overlap_add
+from s3prl_distiller.upstream.distiller.fast.step import PackedDistillation, refusal
 from s3prl_distiller.upstream.distiller.fast.strided import strided_product
-from s3prl_distiller.upstream.distiller.model import DistillerModel, DistillerOutput
-from s3prl_distiller.upstream.distiller.model_config import DistillerConfig
-from torch import Tensor
+from s3prl_distiller.upstream.distiller.model import DistillerModel, DistillerOutput, Encoder
+from s3prl_distiller.upstream.distiller.model_config import DistillerConfig, EncoderConfig
+from s3prl_distiller.upstream.distiller.objective import distillation_loss
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 SMALL = {
@@ -105,6 +114,78 @@ def test_gradients_are_those_of_the_plain_path(kind: str) -> None:
     for name, gradient in found[0].items():
         other = found[1].get(name, torch.zeros_like(gradient))
         torch.testing.assert_close(other, gradient, atol=1e-5 * largest, rtol=1e-3, msg=name)
+
+
+def test_kernel_of_the_first_layer_is_the_convolution_and_its_gelu() -> None:
+    pytest.importorskip("triton", reason="Triton comes with torch for GPUs")
+    script = Path(__file__).with_name("first_layer_by_interpreter.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=200)
+    assert done.stdout == "equal\n", done.stderr
+
+
+def distillation() -> tuple[PackedDistillation, PackedDistillation, Tensor, Tensor]:
+    """A step on the fast path as it is and compiled, of the same weights, and a batch."""
+    teacher = Encoder(EncoderConfig.from_mapping({**SMALL, "encoder_layers": 3, "feature_layer_norm": True})).eval()
+    models = student(pred_layer_id=[1, 2, 3]), student(pred_layer_id=[1, 2, 3])
+    teachers = teacher.requires_grad_(False), copy.deepcopy(teacher)
+    steps = [
+        PackedDistillation(model, one, contextlib.nullcontext, compiled)
+        for model, one, compiled in zip(models, teachers, (False, True), strict=True)
+    ]
+    return steps[0], steps[1], *batch(LENGTHS)
+
+
+def test_a_step_is_that_of_the_plain_path() -> None:
+    step, _, wave, counts = distillation()
+    loss = step(wave, counts)
+    with torch.no_grad():
+        targets = step.teacher(wave, counts).hidden_states
+        out = step.student(wave, counts)
+    assert out.predictions is not None
+    mask = torch.arange(out.predictions.shape[2])[None] < out.frames[:, None]
+    stacked = torch.stack([targets[layer] for layer in (1, 2, 3)], 1)
+    expected = distillation_loss(out.predictions, stacked, mask, [1, 2, 3], cosine_weight=0.0)
+    torch.testing.assert_close(loss.total, expected.total, atol=1e-6, rtol=1e-5)
+    assert loss.parts.keys() == expected.parts.keys()
+    for name, value in expected.parts.items():
+        torch.testing.assert_close(loss.parts[name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_compiled_parts_give_the_same_and_serve_batches_of_any_shape() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        # Tracing is what a change of shape would set off again; code for a CPU would take minutes to make.
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+        patch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
+        torch._dynamo.reset()
+        step, compiled, wave, counts = distillation()
+        for size, shortest in ((6, 400), (5, 9_000), (2, 700)):
+            some = counts.clamp_min(shortest)[:size]
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            losses = [one(wave[:size, : int(some.max())], some).total for one in (step, compiled)]
+            torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-5)
+            for loss in losses:
+                loss.backward()
+            made = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
+            assert (made > 0) == (size == 6), f"{made} graphs for a batch of {size}"
+        for one, other in zip(step.student.parameters(), compiled.student.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-3)
+        torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"task_emb_type": "add", "out_layer_type": "linear"}, "task_emb_type=add"),
+        ({"norm_over_padding": True}, "norm_over_padding"),
+        ({"extractor_conv_feature_layers": "[(32,10,5), (32,3,4)]"}, "front ends"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], reason: str) -> None:
+    teacher = Encoder(EncoderConfig.from_mapping(SMALL))
+    assert refusal(student(), teacher) is None
+    assert reason in str(refusal(student(**options), teacher))
+    assert "twin" in str(refusal(student(), None))
 
 
 def test_what_a_packing_cannot_do_is_the_shortest_utterance_too_short() -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .fast.packing import Packing
+from .fast.packing import Packing, for_product
 from .fast.positions import overlap_add
 
 Where = Tensor | Packing | None
@@ -99,7 +99,7 @@ class PositionalConv(nn.Sequential):
 
     def forward(self, x: Tensor, mask: Where) -> Tensor:
         if isinstance(mask, Packing):
-            return mask.pack(self._fast(mask.unpack(x), mask))
+            return mask.pack(self._fast(mask.unpack(for_product(x)), mask))
         x = x.transpose(1, 2)
         for index, block in enumerate(self):
             if index > 0 and mask is not None:
@@ -206,7 +206,7 @@ class TransformerEncoder(nn.Module):
         layerdrop: float,
     ):
         super().__init__()
-        self.pos_conv = pos_conv
+        self.pos_conv: nn.Module = pos_conv
         self.layers = nn.ModuleList(layers)
         self.layer_norm = nn.LayerNorm(width)
         self.norm_first = norm_first

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from s3prl.upstream.interfaces import UpstreamBase
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from s3prl_distiller import audio as door
+
+from .fast.chunks import in_chunks
+from .fast.inference import Inference, check_precision
 from .frontend import valid_mask
-from .model import DistillerModel
+from .model import DistillerModel, DistillerOutput
 from .student import load_student
 
 
@@ -24,17 +29,27 @@ class UpstreamExpert(UpstreamBase):
     Args:
         ckpt: whatever :func:`~s3prl_distiller.upstream.distiller.student.load_student` reads.
         model_config: a YAML file of s3prl's expert options; ``load_pretrain`` and ``no_grad`` are heeded.
+        precision: of inference, that is in eval mode without gradients: "float32", "bfloat16" or "int8"
+            (:class:`~s3prl_distiller.upstream.distiller.fast.inference.Inference`). Features are float32 in any case.
 
     Raises:
-        ValueError: the checkpoint cannot be read.
+        ValueError: the checkpoint cannot be read, or there is no such precision.
     """
 
-    def __init__(self, ckpt: str | os.PathLike, model_config: str | os.PathLike | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        ckpt: str | os.PathLike,
+        model_config: str | os.PathLike | None = None,
+        precision: str = "float32",
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
+        check_precision(precision)
         options = {} if model_config is None else yaml.safe_load(Path(model_config).read_text(encoding="utf-8"))
         model = load_student(ckpt)
         self.model = model if _flag(options, "load_pretrain", True) else DistillerModel(model.config)
         self.no_grad = _flag(options, "no_grad", False)
+        self.inference = Inference(self.model, precision)
         self.wav_normalize = model.config.normalize  # where s3prl's experts say it
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
@@ -55,25 +70,71 @@ class UpstreamExpert(UpstreamBase):
             float, 1 for content.
 
         Raises:
-            ValueError: an utterance is shorter than one frame, or not one-dimensional.
+            ValueError: an utterance is shorter than one frame, or not one-dimensional; a precision below float32 where
+                gradients are needed, or in train mode.
         """
         for index, wav in enumerate(wavs):
             if wav.dim() != 1:
                 raise ValueError(f"utterance {index} has shape {tuple(wav.shape)}: pass waveforms of shape (samples,)")
-        lengths = torch.tensor([len(wav) for wav in wavs])
-        batch = pad_sequence([wav.float() for wav in wavs], batch_first=True)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.no_grad):
-            out = self.model(batch, lengths, predict=not no_pred)
+        wavs = [wav.float() for wav in wavs]
+        gradients = torch.is_grad_enabled() and not self.no_grad
+        if not gradients and not self.model.training:
+            out = self.inference(wavs, predict=not no_pred)
+        else:
+            self.inference.refuse_gradients()
+            lengths = torch.tensor([len(wav) for wav in wavs])
+            with torch.set_grad_enabled(gradients):
+                out = self.model(pad_sequence(wavs, batch_first=True), lengths, predict=not no_pred)
+        return self._named(out)
+
+    def extract(
+        self,
+        audio: str | os.PathLike | Tensor,
+        chunk: float | None = None,
+        context: float = 10.0,
+        no_pred: bool = False,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Features of one recording, hours long if need be: in eval mode and without gradients.
+
+        In chunks, memory does not grow with the recording. What the front end makes (``hidden_states[0]``) is what it
+        makes of the whole: its normalisation takes two passes over the recording. The layers above it attend to all
+        frames of the whole, and in chunks to those of the chunk and of its context: they are those of the whole where
+        chunk and context reach over all of it, and come close elsewhere, the closer the longer the context.
+
+        Args:
+            audio: a file of any format, rate and channels, or a waveform (samples,) at 16 kHz.
+            chunk: seconds handed out at a time; None: all at once, the attention's time grows with its square.
+            context: seconds that the layers hear on either side of a chunk; more than the 1.3 s of the positions.
+            no_pred: as in :meth:`forward`.
+
+        Yields:
+            The first frame of a chunk, and its features as of :meth:`forward` for one utterance.
+
+        Raises:
+            ValueError: the audio cannot be read or is shorter than one frame, or ``chunk`` is none.
+        """
+        rate, frame = door.SAMPLE_RATE, self.get_downsample_rates()
+        if chunk is not None and not (chunk * rate >= frame and context >= 0):
+            raise ValueError(f"chunk={chunk} and context={context} are seconds: one frame is {frame / rate} s")
+        source = (audio, rate) if isinstance(audio, Tensor) else audio
+        frames = sys.maxsize if chunk is None else round(chunk * rate / frame)
+        outs = in_chunks(
+            self.inference, lambda: door.stream(source), frames, round(context * rate / frame), not no_pred
+        )
+        return ((start, self._named(out)) for start, out in outs)
+
+    def _named(self, out: DistillerOutput) -> dict[str, Any]:
+        """What :meth:`forward` returns."""
         predictions = [] if out.predictions is None else list(out.predictions.unbind(1))
         hidden_states = [out.projected, *out.hidden_states, *predictions]
-        mask = valid_mask(out.frames, out.features.shape[1], batch.device)
+        mask = valid_mask(out.frames, out.features.shape[1], out.features.device)
         if mask is None:
-            mask = torch.ones(out.features.shape[:2], dtype=torch.bool, device=batch.device)
+            mask = torch.ones(out.features.shape[:2], dtype=torch.bool, device=out.features.device)
         mask = mask.repeat_interleave(len(out.projected) // len(mask), 0)
         if self.model.config.n_tasks == 0:
             last = out.output
         else:
-            last = None if no_pred else hidden_states[-1]
+            last = None if out.predictions is None else hidden_states[-1]
         return {
             "hidden_states": hidden_states,
             "last_hidden_state": last,

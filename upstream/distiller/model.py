@@ -259,7 +259,10 @@ class DistillerModel(Encoder):
             packing: from :meth:`pack`, as is ``wave``, for the fast path; not with task embeddings that multiply the
                 utterances.
         """
-        features, frames, mask = self.extract(wave, lengths, packing)
+        return self.encode(*self.extract(wave, lengths, packing), predict)
+
+    def encode(self, features: Tensor, frames: Tensor, mask: Where, predict: bool = True) -> DistillerOutput:
+        """What comes after the front end, from what :meth:`extract` returns."""
         tasks = 1
         if self.config.task_emb_type in ("add", "concat"):
             tasks = self.config.n_tasks

@@ -13,6 +13,12 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 
+def for_product(x: Tensor) -> Tensor:
+    """In autocast's precision for products, where it is on: whatever is moved about first is then moved faster."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class _TakeRows(torch.autograd.Function):
     """Autograd's own gradient of indexing adds atomically; here each row is wanted at most once, so it is a gather."""
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..encoder import PositionalConv, TransformerEncoder
 from ..model import DistillerModel, Encoder
 from ..objective import DistillationLoss, distillation_loss
 from .packing import Packing
+from .products import OverlapAdd
 
 
 class PackedDistillation:
@@ -19,7 +21,7 @@ class PackedDistillation:
     Args:
         student: with prediction heads, on the teacher's frames (see :func:`refusal`).
         teacher: without gradient.
-        autocast: of the run. The teacher's weights are kept in its dtype, where they would be cast at each step.
+        autocast: of the run. The teacher is settled for it, and for this path.
         compiled: whether parts of teacher and student are compiled, for batches of any shape at once.
     """
 
@@ -28,7 +30,7 @@ class PackedDistillation:
         with autocast():
             device = next(teacher.parameters()).device.type
             if torch.is_autocast_enabled(device):
-                _keep_products(teacher, torch.get_autocast_dtype(device))
+                _settle(teacher, torch.get_autocast_dtype(device))
         self._loss = distillation_loss
         if compiled:
             student.compile_fast_path()
@@ -61,9 +63,14 @@ class PackedDistillation:
         return torch.stack([states[layer] for layer in layers], 1)
 
 
-def _keep_products(teacher: Encoder, dtype: torch.dtype) -> None:
+def _settle(teacher: Encoder, dtype: torch.dtype) -> None:
+    """Convert and compute once what would be so in every step, of a teacher that does not change."""
     for block in teacher.feature_extractor.blocks[1:]:  # the first is folded into its normalisation, in float64
         block.conv.to(dtype)
+    if isinstance(teacher.encoder, TransformerEncoder):
+        positions = teacher.encoder.pos_conv
+        if isinstance(positions, PositionalConv) and len(positions) == 1:
+            teacher.encoder.pos_conv = OverlapAdd(positions, dtype)
     for module in teacher.modules():
         if isinstance(module, nn.Linear):
             module.to(dtype)

@@ -1,0 +1,115 @@
+"""The front end on one utterance, a block of frames at a time.
+
+What passes between convolutions is then small enough for a CPU's cache, and an utterance may come in pieces. The first
+layer's normalisation is over the whole utterance all the same: its statistics follow from those of the wave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..frontend import ConvFrontEnd, ConvLayer, GroupNormOverTime, receptive_field
+from .front_end import convolve, finish, scale_and_shift
+
+FRAMES = 64
+"""Frames of a block on a CPU: the first layer's output, 64 rows for each, then takes 8 MB in float32."""
+
+
+class Moments:
+    """Mean and covariance of a wave's windows, and of the wave itself; it may come in pieces."""
+
+    def __init__(self, conv_layers: Sequence[ConvLayer], device: torch.device):
+        _, self.kernel, self.stride = conv_layers[0]
+        self.samples = self.windows = 0
+        wide = {"dtype": torch.float64, "device": device}
+        self.wave, self.energy = torch.zeros((), **wide), torch.zeros((), **wide)
+        self.first, self.second = torch.zeros(self.kernel, **wide), torch.zeros(self.kernel, self.kernel, **wide)
+        self.left = torch.zeros(0, device=device)
+
+    def add(self, piece: Tensor) -> None:
+        """piece: (samples,), what comes next."""
+        self.samples += len(piece)
+        wide = piece.double()
+        self.wave += wide.sum()
+        self.energy += wide @ wide
+        wave = torch.cat([self.left, piece])
+        count = max(0, (len(wave) - self.kernel) // self.stride + 1)
+        if count:
+            windows = wave.unfold(0, self.kernel, self.stride).double()
+            self.first += windows.sum(0)
+            self.second += windows.t() @ windows
+            self.windows += count
+        self.left = wave[count * self.stride :]
+
+    def of_windows(self) -> tuple[Tensor, Tensor]:
+        """Mean (1, 1, kernel) and covariance (1, kernel, kernel)."""
+        mean = self.first / self.windows
+        return mean[None, None], (self.second / self.windows - torch.outer(mean, mean))[None]
+
+    def of_wave(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the samples."""
+        mean = self.wave / self.samples
+        return mean, (self.energy / self.samples - mean.square()).clamp_min(0)
+
+
+class BlockFrontEnd:
+    """A front end with what one utterance's statistics make of its first layer.
+
+    Args:
+        front_end: its first convolution and normalisation in float32; the others of any precision.
+        moments: of the whole utterance.
+        normalize_eps: what to add to the variance where the waveform is to be normalised, else None.
+        dtype: of what passes between the layers.
+    """
+
+    def __init__(self, front_end: ConvFrontEnd, moments: Moments, normalize_eps: float | None, dtype: torch.dtype):
+        self.front_end, self.dtype = front_end, dtype
+        first = front_end.blocks[0]
+        mean, scale = moments.wave.new_zeros(()), moments.wave.new_ones(())
+        if normalize_eps is not None:
+            mean, variance = moments.of_wave()
+            scale = torch.rsqrt(variance + normalize_eps)
+        self.mean, self.scale = mean.float(), scale.float()
+        weight, shift = first.conv.weight[:, 0].t(), first.conv.bias
+        if isinstance(first.norm, GroupNormOverTime):
+            centre, covariance = moments.of_windows()
+            factor, offset = scale_and_shift(
+                first.norm, first.conv, (centre - mean) * scale, covariance * scale.square()
+            )
+            weight, shift = weight * factor[0], offset[0]
+        self.weight, self.shift = weight.t(), shift
+        self.hop = math.prod(stride for _, _, stride in front_end.specs)
+        self.field = receptive_field(front_end.specs)
+
+    def frames_of(self, samples: int) -> int:
+        """Frames that so many samples make; 0 where they are too few for one."""
+        return max(0, (samples - self.field) // self.hop + 1)
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        """(samples,) to (T, C): all frames that these samples are enough for."""
+        frames = self.frames_of(len(wave))
+        size = FRAMES if wave.device.type == "cpu" else frames
+        features = wave.new_empty(frames, self.front_end.specs[-1][0], dtype=self.dtype)
+        for start in range(0, frames, size):
+            count = min(size, frames - start)
+            features[start : start + count] = self._block(wave[start * self.hop :], count)
+        return features
+
+    def _block(self, wave: Tensor, frames: int) -> Tensor:
+        # A slot is as many samples as there are from one frame to the next; the last frame reaches beyond its own.
+        slots = frames - 1 + -(-self.field // self.hop)
+        first, *others = self.front_end.blocks
+        (kernel,), (stride,) = first.conv.kernel_size, first.conv.stride
+        samples = slots * self.hop + max(0, kernel - stride)
+        wave = (wave[:samples] - self.mean) * self.scale
+        windows = F.pad(wave, (0, samples - len(wave))).unfold(0, kernel, stride)[: slots * self.hop // stride]
+        # In fewer bits a smooth wave would drown in the rounding of what such filters leave of it.
+        x = finish(first, F.linear(windows, self.weight, self.shift).to(self.dtype))
+        for block in others:
+            x = finish(block, convolve(block, x))
+        return x[:frames]
