@@ -134,11 +134,11 @@ def train(
                 distributed.wait()
 
     saved = resume
-    with contextlib.closing(run_log), _Stop(device) as stop:
+    with contextlib.closing(run_log), _Stop() as stop:
         if position.step == 0:
             evaluate()
         meter = _Meter(position, members)
-        batches = to_device(_batches(task, position.epoch, position.batches, device), device)
+        batches = to_device(_batches(task, position.epoch, position.batches), device)
         while position.step < runner.total_steps and not position.stale(runner.early_stop) and not stop.asked():
             for _ in range(runner.gradient_accumulate_steps):
                 with meter.waiting():
@@ -217,7 +217,7 @@ def _added(everyone: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: sum(one[name] for one in everyone if name in one) for name in names}
 
 
-def _batches(task: Task, epoch: int, skip: int, device: torch.device) -> Iterator[tuple[Any, tuple[float, int, int]]]:
+def _batches(task: Task, epoch: int, skip: int) -> Iterator[tuple[Any, tuple[float, int, int]]]:
     """Batches without end, from those that ``epoch`` has after the first ``skip``.
 
     Each comes with the factor that makes the mean over the processes, of losses that are means over their parts of it,
@@ -232,7 +232,7 @@ def _batches(task: Task, epoch: int, skip: int, device: torch.device) -> Iterato
                 log.warning("Left out of its batch: %s", reason)
             weight = task.weight(batch)
             # All utterances of a batch may have failed to decode.
-            if whole := distributed.total(weight, device):
+            if whole := distributed.total(weight):
                 found = True
                 yield batch, (weight * distributed.world() / whole, epoch, skip)
         if not found:
@@ -329,12 +329,9 @@ class _Meter:
 class _Stop:
     """Turns SIGINT and SIGTERM into a request that the loop heeds between two steps; a second SIGINT stops at once."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
-
     def asked(self) -> bool:
         """Whether any process was asked to stop: they stop together, at one step."""
-        self.signal = distributed.highest(self.signal or 0, self.device) or None
+        self.signal = distributed.highest(self.signal or 0) or None
         return self.signal is not None
 
     def __enter__(self) -> _Stop:

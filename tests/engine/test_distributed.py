@@ -31,9 +31,9 @@ assert distributed.start(cpu) == cpu and distributed.start(cpu) == cpu
 rank, world = distributed.rank(), distributed.world()
 seen = {"rank": rank, "world": world, "main": distributed.is_main()}
 
-seen["highest"] = [distributed.highest(number, cpu) for number in (rank, -rank, 7, 15 * (rank == 0))]
+seen["highest"] = [distributed.highest(number) for number in (rank, -rank, 7, 15 * (rank == 0))]
 
-seen["total"] = distributed.total(10 + rank, cpu)
+seen["total"] = distributed.total(10 + rank)
 
 seen["gathered"] = []
 for count in range(9):
@@ -172,7 +172,7 @@ def test_one_process_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert distributed.start(cpu) == cpu
     assert (distributed.rank(), distributed.world(), distributed.is_main()) == (0, 1, True)
-    assert distributed.gather([3, 1, 2]) == [3, 1, 2] and distributed.highest(-4, cpu) == -4
+    assert distributed.gather([3, 1, 2]) == [3, 1, 2] and distributed.highest(-4) == -4
     model = torch.nn.Linear(2, 1)
     distributed.average_gradients(model)
     assert model.weight.grad is None
