@@ -18,6 +18,7 @@ from s3prl_distiller.engine import Member, OptimizerConfig, RunnerConfig, check_
 
 from .derive import derive_student, initialise
 from .encoder import TransformerEncoder
+from .fast.compilers import can_compile
 from .fast.step import PackedDistillation, refusal
 from .frontend import frame_lengths, receptive_field, valid_mask
 from .model import DistillerModel
@@ -139,6 +140,9 @@ class UpstreamPretrainExpert(nn.Module):
             return
         assert twin is not None
         compiled = task.compile and device.type == "cuda"
+        if compiled and not can_compile():
+            log.warning("No C compiler is found (gcc, clang or the variable CC): steps take a third longer without one")
+            compiled = False
         self.fast = PackedDistillation(self.model, twin, precision(runner.precision, device)[0], compiled)
         if compiled:
             log.info("The first steps compile parts of both models: about a minute")

@@ -8,7 +8,6 @@ mean and covariance of what it filters.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import cast
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..frontend import ChannelLayerNorm, ConvBlock, ConvFrontEnd, GroupNormOverTime, frame_lengths
+from .compilers import can_compile
 from .packing import Packing, for_product
 from .strided import strided_product
 
@@ -72,7 +72,7 @@ def _has_kernel(block: ConvBlock, windows: Tensor, rows: int) -> bool:
     """Whether a convolution and its GELU run as one kernel."""
     powers = rows >= 16 and rows & (rows - 1) == 0
     plain = not isinstance(block.norm, ChannelLayerNorm) and (block.dropout.p == 0 or not block.training)
-    return windows.is_cuda and powers and plain and importlib.util.find_spec("triton") is not None
+    return windows.is_cuda and powers and plain and can_compile()
 
 
 def window_statistics(conv: nn.Conv1d, windows: Tensor, packing: Packing, over_padding: bool) -> tuple[Tensor, Tensor]:
