@@ -81,8 +81,10 @@ def receptive_field(conv_layers: Sequence[ConvLayer]) -> int:
 
 
 def valid_mask(lengths: Tensor, size: int, device: torch.device) -> Tensor | None:
-    """(B, size) bool, True where an utterance has content; None where nothing is known to be padded, which is the faster
-    case. Lengths on a GPU are not asked: that would mean waiting for it."""
+    """(B, size) bool, True where an utterance has content; None where nothing is padded, which is the faster case.
+
+    Lengths on a GPU are not asked, since the answer would be waited for: they always give a mask.
+    """
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and bool((lengths >= size).all()):
         return None
     return torch.arange(size, device=device)[None] < lengths.to(device)[:, None]
