@@ -241,7 +241,7 @@ class _Decoder(Dataset[Batch]):
         dropped: list[str] = []
         for request in requests:
             try:
-                waves.append(_decode(request))
+                waves.append(decode(request))
                 ids.append(request.id)
             except (audio.AudioError, OSError) as error:
                 dropped.append(f"{request.id}: {error}")
@@ -249,7 +249,7 @@ class _Decoder(Dataset[Batch]):
         return Batch(pad_sequence(waves, batch_first=True) if waves else torch.zeros(0, 0), lengths, ids, dropped)
 
 
-def _decode(request: Request) -> torch.Tensor:
+def decode(request: Request) -> torch.Tensor:
     source, seconds = request.audio, request.samples / SAMPLE_RATE
     if isinstance(source, (str, TarMember)):
         wave = audio.load(open_audio(source), start=request.start, duration=seconds)
