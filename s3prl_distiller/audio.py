@@ -95,7 +95,8 @@ def load(
     else:
         with _opened(source) as file:
             low, high, skip = _native_span(first, last, file.samplerate, sample_rate, file.frames)
-            wave = np.concatenate([np.zeros(0, np.float32), *_blocks(file, source, low, high)])
+            blocks = list(_blocks(file, source, low, high)) or [np.zeros(0, np.float32)]
+            wave = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
             wave = _resample(wave, file.samplerate, sample_rate)
     wave = wave[skip : None if last is None else skip + last - first]
     if not np.isfinite(wave).all():

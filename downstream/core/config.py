@@ -39,7 +39,7 @@ class DataConfig:
     eval_batch_size: int = 0
     """utterances in a batch of an evaluation, which figures do not depend on; 0: as in training"""
     num_workers: int = -1
-    """decoding processes; -1: one fewer than there are cores, at most 8; 0: decode in the training process"""
+    """decoding processes; -1: one fewer than there are cores, at most 16; 0: decode in the training process"""
     memory_hours: float = 2.0
     """a corpus of at most so many hours is decoded once and kept in memory (230 MB an hour)"""
     bucketed: bool = False

@@ -20,7 +20,7 @@ class DataConfig:
     batch_seconds: float = 375.0
     """most seconds of audio in a batch, padding counted (24 x 15.625)"""
     num_workers: int = -1
-    """decoding processes of each training process; -1: one fewer than it has cores, at most 8; 0: decode in it"""
+    """decoding processes of each training process; -1: one fewer than it has cores, at most 16; 0: decode in it"""
     shuffle: str = "all"
     """"all": any utterance may follow any other; "shards": tars of a Shar folder follow each other in any order, and
     utterances are drawn from the next 5000 (some tars) only: for data on a disk that is slow to seek in, or far away"""
@@ -66,7 +66,7 @@ def validate(config: DataConfig) -> None:
 def worker_count(num_workers: int) -> int:
     """Number of decoding processes, -1 resolved; the processes that torchrun starts on a machine share its cores."""
     share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(8, share - 1)) if num_workers < 0 else num_workers
+    return max(0, min(16, share - 1)) if num_workers < 0 else num_workers
 
 
 def cache_folder(config: DataConfig) -> Path:
