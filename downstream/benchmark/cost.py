@@ -175,9 +175,11 @@ def count_parameters(module: nn.Module | None) -> int:
 def count_macs(upstream: Upstream, seconds: float) -> tuple[int, int]:
     """Multiply-accumulates of one utterance, and those of a student's prediction heads among them.
 
-    They are counted as the operations run, on the CPU, where the upstream must be.
+    They are counted as the operations run, on the CPU, where the upstream must be; of a student of ours, in the plain definition.
     """
     wave, lengths = utterance(seconds)
+    own = own_encoder(upstream)
+    model: nn.Module = own if isinstance(own, DistillerModel) else upstream
     aten = torch.ops.aten
     more = {
         getattr(aten, name): count
@@ -192,13 +194,10 @@ def count_macs(upstream: Upstream, seconds: float) -> tuple[int, int]:
     torch.backends.mha.set_fastpath_enabled(False)  # in it a Transformer's layer is one operation
     try:
         with counter:
-            upstream(wave, lengths)
+            model(wave, lengths)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    head = _heads(own_encoder(upstream))
-    names = [name for name, module in upstream.named_modules() if module is head] if head is not None else []
-    counts = counter.get_flop_counts()
-    heads = sum(sum(counts.get(f"{type(upstream).__name__}.{name}", {}).values()) for name in names)
+    heads = sum(counter.get_flop_counts().get(f"{type(model).__name__}.output_layer", {}).values())
     return counter.get_total_flops() // 2, heads // 2
 
 

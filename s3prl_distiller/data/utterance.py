@@ -75,11 +75,16 @@ def open_audio(audio: str | TarMember) -> str | BinaryIO:
     """What ``s3prl_distiller.audio`` can read: the path itself, or a member's bytes."""
     if isinstance(audio, str):
         return audio
+    now = os.stat(audio.path)
+    tar = _open_tar(audio.path, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
     # At a place, so that threads, and processes that were forked, may read from one open file.
-    return NamedBytes(os.pread(_open_tar(audio.path).fileno(), audio.size, audio.offset), place_of(audio))
+    return NamedBytes(os.pread(tar.fileno(), audio.size, audio.offset), place_of(audio))
 
 
 @lru_cache(maxsize=64)
-def _open_tar(path: str) -> io.FileIO:
-    """Kept open: an utterance is followed by others of its tar, and opening takes long where the disk is far away."""
+def _open_tar(path: str, identity: tuple[int, ...]) -> io.FileIO:
+    """Kept open: an utterance is followed by others of its tar, and opening takes long where the disk is far away.
+
+    ``identity`` changes when another file has taken the place of the one that is open.
+    """
     return open(path, "rb", buffering=0)

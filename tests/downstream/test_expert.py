@@ -192,14 +192,9 @@ def test_validation_leaves_no_trace(splits: Any) -> None:
     assert all(parameter.grad is None for parameter in expert.model.parameters())
 
 
-def test_a_part_of_a_batch_weighs_its_share(splits: Any) -> None:
-    import dataclasses
-
+def test_a_batch_weighs_as_many_as_its_utterances(splits: Any) -> None:
     expert = make(splits, batch_size=6)
-    expert.model.eval()
-    batch = first_batch(expert)
-    whole, part = (expert(dataclasses.replace(batch, share=share))[0].item() for share in (1.0, 0.5))
-    assert part == pytest.approx(whole / 2)
+    assert [expert.weight(batch) for batch in expert.get_train_dataloader(0, 0)] == [len(splits["train"])]
 
 
 def test_undecodable_utterances_are_counted_anew_each_time(splits: Any) -> None:
