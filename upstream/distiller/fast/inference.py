@@ -11,16 +11,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..encoder import PositionalConv, SelfAttention
+from ..encoder import ACTIVATIONS, PositionalConv, SelfAttention, TransformerLayer
 from ..frontend import GroupNormOverTime, normalize_wave
 from ..model import DistillerModel, DistillerOutput, SplitLinear
 from .blocks import BlockFrontEnd, Moments
 from .front_end import packed_features
+from .int8 import Int8FeedForward, Int8Linear, Int8RowConv, Int8SplitLinear
 from .packing import Packing
-from .products import Int8Linear, Int8RowConv, Int8SplitLinear, JointAttention, OverlapAdd, RowConv
+from .products import JointAttention, OverlapAdd, RowConv
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
@@ -144,6 +146,9 @@ def _replace(module: nn.Module, precision: str, dtype: torch.dtype) -> None:
             child = JointAttention(child)
         elif isinstance(child, PositionalConv) and len(child) == 1:
             child = OverlapAdd(child, dtype)
+        elif isinstance(child, TransformerLayer) and child.activation is F.gelu and precision == "int8":
+            child.fc1, child.activation = Int8FeedForward(child.fc1, child.fc2), ACTIVATIONS["linear"]
+            child.fc2 = nn.Identity()
         elif isinstance(child, nn.Linear) and precision == "int8":
             child = Int8Linear(child)
         elif isinstance(child, SplitLinear) and child.parts > 1 and precision == "int8":
