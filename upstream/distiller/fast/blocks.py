@@ -87,10 +87,9 @@ class BlockFrontEnd:
             )
             weight, shift = weight * factor[0], offset[0]
         self.weight, self.shift = weight.t(), shift
-        convs = [block.conv for block in front_end.blocks[1:]]
-        on_cpu, plain = moments.wave.device.type == "cpu", not isinstance(first.norm, ChannelLayerNorm)
-        self.int8 = [conv for conv in convs if on_cpu and isinstance(conv, Int8RowConv)]
-        self.fused = plain and bool(self.int8)
+        convs = [block.conv for block in front_end.blocks[1:]] if moments.wave.device.type == "cpu" else []
+        self.int8 = [conv for conv in convs if isinstance(conv, Int8RowConv)]
+        self.fused = bool(self.int8) and not isinstance(first.norm, ChannelLayerNorm)
         if self.fused:
             self.taps = weight.detach().contiguous()
             self.offset = torch.zeros(weight.shape[1]) if shift is None else shift.detach()

@@ -7,7 +7,6 @@ A CPU goes through :mod:`.int8_kernels`, block by block, a thread for each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model import SplitLinear
+from .products import JointAttention
 from .threads import in_parallel
 
 LARGEST = 127.0  # of an int8, the same on both sides of zero
@@ -36,6 +36,7 @@ class Int8Product(nn.Module):
         scale = weight.abs().amax(0).clamp_min(1e-12) / LARGEST
         self.scale = scale.float()
         self.bias = torch.zeros_like(self.scale) if bias is None else bias.float()
+        self.filled = len(weight)
         # Column by column: the order that a GPU wants. It multiplies multiples of 8 only.
         whole = F.pad((weight / scale).round(), (0, -weight.shape[1] % 8, 0, -weight.shape[0] % 8))
         self.weight = whole.to(torch.int8).t().contiguous().t()
@@ -85,6 +86,22 @@ class Int8FeedForward(nn.Module):
             return on_cpu(self.products, x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         first, second = self.products
         return second(F.gelu(first(x)))
+
+
+class Int8Attention(JointAttention):
+    """Attention in floating point between int8 products."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if query.device.type != "cpu":
+            return super().attend(query, key, value)
+        out = torch.empty_like(query)
+
+        def block(start: int, stop: int) -> None:
+            some = slice(start, stop)
+            out[:, some] = F.scaled_dot_product_attention(query[:, some], key[:, some], value[:, some])
+
+        in_parallel(block, self.heads, 1)
+        return out
 
 
 class Int8SplitLinear(nn.Module):
@@ -177,7 +194,8 @@ def _between(
 
 def _empty(count: int, product: Int8Product) -> tuple[np.ndarray, np.ndarray]:
     """For windows (count, K) of a product and their scales. What its width is filled up with is zero."""
-    return np.zeros((count, len(product.weight)), np.int8), np.empty(count, np.float32)
+    make = np.empty if product.filled == len(product.weight) else np.zeros
+    return make((count, len(product.weight)), np.int8), np.empty(count, np.float32)
 
 
 def _multiplied(product: Int8Product, windows: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -15,6 +15,7 @@ from ..encoder import PositionalConv, SelfAttention, WeightNormConv
 from .packing import Packing, for_product
 from .positions import Response
 
+
 class RowConv(nn.Module):
     """A convolution of rows (T * stride, C) to (T, C'), as if zeros followed: products, added up.
 
@@ -60,7 +61,11 @@ class JointAttention(nn.Module):
             return self.out_proj(where.attend(query[0], key[0], value[0], 0.0).flatten(1))[None]
         assert where is None, "utterances one by one, or packed"
         heads = (part.transpose(1, 2) for part in (query, key, value))
-        return self.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return self.out_proj(self.attend(*heads).transpose(1, 2).flatten(2))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, heads, T, width of a head) each, and the result."""
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 class OverlapAdd(nn.Module):
