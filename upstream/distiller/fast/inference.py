@@ -43,8 +43,8 @@ class Inference:
     to end.
 
     Args:
-        model: whose weights may go on changing: they are converted anew when they have. What is changed through ``.data``
-            leaves no trace and is not noticed.
+        model: whose weights may go on changing: they are converted anew when they have, except through ``.data``,
+            which leaves no trace.
         precision: "float32"; "bfloat16" (products and what passes between them; statistics stay wider); "int8"
             (products of all convolutions but the first, and of all linear layers, with a scale for each frame and each
             output channel).
