@@ -175,7 +175,8 @@ def count_parameters(module: nn.Module | None) -> int:
 def count_macs(upstream: Upstream, seconds: float) -> tuple[int, int]:
     """Multiply-accumulates of one utterance, and those of a student's prediction heads among them.
 
-    They are counted as the operations run, on the CPU, where the upstream must be; of a student of ours, in the plain definition.
+    They are counted as the operations run, on the CPU, where the upstream must be; a student of ours runs in its plain
+    definition.
     """
     wave, lengths = utterance(seconds)
     own = own_encoder(upstream)

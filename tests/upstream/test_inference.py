@@ -12,7 +12,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 from s3prl_distiller.upstream.distiller.fast.inference import PRECISIONS, Inference
-from s3prl_distiller.upstream.distiller.fast.products import Int8Product
+from s3prl_distiller.upstream.distiller.fast.int8 import Int8Product
 from s3prl_distiller.upstream.distiller.hubconf import distiller_local
 from s3prl_distiller.upstream.distiller.model import DistillerModel, DistillerOutput
 from s3prl_distiller.upstream.distiller.model_config import DistillerConfig

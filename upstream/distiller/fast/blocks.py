@@ -13,11 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..frontend import ConvFrontEnd, ConvLayer, GroupNormOverTime, receptive_field
+from ..frontend import ChannelLayerNorm, ConvFrontEnd, ConvLayer, GroupNormOverTime, receptive_field
 from .front_end import convolve, finish, scale_and_shift
+from .int8 import Int8RowConv, front_end_on_cpu
+from .threads import in_parallel
 
 FRAMES = 64
 """Frames of a block on a CPU: the first layer's output, 64 rows for each, then takes 8 MB in float32."""
+INT8_FRAMES = 16
+"""The same in int8, where each core has a block of its own: the first layer's output then takes 1 MB."""
 
 
 class Moments:
@@ -83,6 +87,12 @@ class BlockFrontEnd:
             )
             weight, shift = weight * factor[0], offset[0]
         self.weight, self.shift = weight.t(), shift
+        convs = [block.conv for block in front_end.blocks[1:]] if moments.wave.device.type == "cpu" else []
+        self.int8 = [conv for conv in convs if isinstance(conv, Int8RowConv)]
+        self.fused = bool(self.int8) and not isinstance(first.norm, ChannelLayerNorm)
+        if self.fused:
+            self.taps = weight.detach().contiguous()
+            self.offset = torch.zeros(weight.shape[1]) if shift is None else shift.detach()
         self.hop = math.prod(stride for _, _, stride in front_end.specs)
         self.field = receptive_field(front_end.specs)
 
@@ -93,12 +103,23 @@ class BlockFrontEnd:
     def __call__(self, wave: Tensor) -> Tensor:
         """(samples,) to (T, C): all frames that these samples are enough for."""
         frames = self.frames_of(len(wave))
-        size = FRAMES if wave.device.type == "cpu" else frames
         features = wave.new_empty(frames, self.front_end.specs[-1][0], dtype=self.dtype)
+
+        def block(start: int, stop: int) -> None:
+            make = self._int8_block if self.fused else self._block
+            features[start:stop] = make(wave[start * self.hop :], stop - start)
+
+        if self.int8:
+            in_parallel(block, frames, INT8_FRAMES)
+            return features
+        size = FRAMES if wave.device.type == "cpu" else frames
         for start in range(0, frames, size):
-            count = min(size, frames - start)
-            features[start : start + count] = self._block(wave[start * self.hop :], count)
+            block(start, min(start + size, frames))
         return features
+
+    def _int8_block(self, wave: Tensor, frames: int) -> Tensor:
+        wave = (wave[: (frames - 1) * self.hop + self.field] - self.mean) * self.scale
+        return front_end_on_cpu(self.taps, self.offset, self.front_end.specs[0][2], self.int8, wave)
 
     def _block(self, wave: Tensor, frames: int) -> Tensor:
         # A slot is as many samples as there are from one frame to the next; the last frame reaches beyond its own.

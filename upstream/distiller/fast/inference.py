@@ -6,21 +6,25 @@ key and value from one of them, the positional filter's spectrum computed once.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..encoder import PositionalConv, SelfAttention
+from ..encoder import ACTIVATIONS, PositionalConv, SelfAttention, TransformerLayer
 from ..frontend import GroupNormOverTime, normalize_wave
 from ..model import DistillerModel, DistillerOutput, SplitLinear
 from .blocks import BlockFrontEnd, Moments
 from .front_end import packed_features
+from .int8 import Int8Attention, Int8FeedForward, Int8Linear, Int8RowConv, Int8SplitLinear
 from .packing import Packing
-from .products import Int8Linear, Int8RowConv, Int8SplitLinear, JointAttention, OverlapAdd, RowConv
+from .products import JointAttention, OverlapAdd, RowConv
+from .threads import blocks_alone
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
@@ -39,7 +43,8 @@ class Inference:
     to end.
 
     Args:
-        model: whose weights may go on changing: they are converted anew when they have.
+        model: whose weights may go on changing: they are converted anew when they have, except through ``.data``,
+            which leaves no trace.
         precision: "float32"; "bfloat16" (products and what passes between them; statistics stay wider); "int8"
             (products of all convolutions but the first, and of all linear layers, with a scale for each frame and each
             output channel).
@@ -101,7 +106,9 @@ class Inference:
     @torch.no_grad()
     def encode(self, features: Tensor, predict: bool) -> DistillerOutput:
         """What comes after the front end, for one utterance: (1, T, C)."""
-        out = self.model.encode(features, torch.tensor([features.shape[1]]), None, predict)
+        blocks = self.precision == "int8" and features.device.type == "cpu"
+        with blocks_alone() if blocks else contextlib.nullcontext():
+            out = self.model.encode(features, torch.tensor([features.shape[1]]), None, predict)
         return _apply(lambda parts: parts[0].float(), [out])
 
     def _packed(
@@ -141,9 +148,16 @@ def activations(model: DistillerModel, precision: str) -> torch.dtype:
 def _replace(module: nn.Module, precision: str, dtype: torch.dtype) -> None:
     for name, child in module.named_children():
         if isinstance(child, SelfAttention):
-            child = JointAttention(child)
+            child = Int8Attention(child) if precision == "int8" else JointAttention(child)
         elif isinstance(child, PositionalConv) and len(child) == 1:
             child = OverlapAdd(child, dtype)
+        elif isinstance(child, TransformerLayer) and child.activation is F.gelu and precision == "int8":
+            layer = cast(Any, child)
+            layer.fc1, layer.activation, layer.fc2 = (
+                Int8FeedForward(child.fc1, child.fc2),
+                ACTIVATIONS["linear"],
+                nn.Identity(),
+            )
         elif isinstance(child, nn.Linear) and precision == "int8":
             child = Int8Linear(child)
         elif isinstance(child, SplitLinear) and child.parts > 1 and precision == "int8":

@@ -12,74 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import PositionalConv, SelfAttention, WeightNormConv
-from ..model import SplitLinear
 from .packing import Packing, for_product
 from .positions import Response
-
-LARGEST = 127.0  # of an int8, the same on both sides of zero
-_ROUNDING = 1.5 * 2**23
-
-
-class Int8Product(nn.Module):
-    """Rows (N, K) times a fixed (K, M), in int8: one scale for each row, found when it comes, and each column.
-
-    One scale for all rows of an utterance would leave nothing of its quiet frames.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        scale = weight.abs().amax(0).clamp_min(1e-12) / LARGEST
-        self.scale, self.bias = scale.float(), bias if bias is None else bias.float()
-        # Column by column: the order that a GPU wants. It multiplies multiples of 8 only.
-        whole = F.pad((weight / scale).round(), (0, -weight.shape[1] % 8, 0, -weight.shape[0] % 8))
-        self.weight = whole.to(torch.int8).t().contiguous().t()
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """(N, K) to (N, M), both floating point."""
-        return self.multiply(rows, largest(rows))
-
-    def multiply(self, rows: Tensor, bound: Tensor) -> Tensor:
-        """As :meth:`forward`, for rows that may overlap in memory; ``bound`` (N, 1): the largest size in each."""
-        # Adding this much to a float32 leaves no place for fractions: the sum is rounded, its low byte is the int8.
-        shift = bound.new_full((1, rows.shape[1]), _ROUNDING)
-        shifted = torch.addcmul(shift, rows.float(), LARGEST / bound)
-        quantised = shifted.view(torch.int32).to(torch.int8)
-        count, missing = len(rows), len(self.weight) - rows.shape[1]
-        few = max(0, 17 - count) if rows.is_cuda else 0  # a GPU multiplies more than 16 rows only
-        if few or missing:
-            quantised = F.pad(quantised, (0, missing, 0, few))
-        y = torch._int_mm(quantised, self.weight)[:count, : len(self.scale)].float().mul_(bound / LARGEST)
-        y = y.mul_(self.scale) if self.bias is None else torch.addcmul(self.bias, y, self.scale, out=y)
-        return y.type_as(rows)
-
-
-def largest(x: Tensor) -> Tensor:
-    """(N, K) to (N, 1) float32: the largest size in each row, above zero."""
-    return torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True)).float().clamp_min_(1e-12)
-
-
-class Int8Linear(Int8Product):
-    """A linear layer."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__(linear.weight.detach().t(), linear.bias if linear.bias is None else linear.bias.detach())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-
-
-class Int8SplitLinear(nn.Module):
-    """Linear layers side by side."""
-
-    def __init__(self, split: SplitLinear):
-        super().__init__()
-        parts = zip(split.weight.detach(), split.bias.detach()[0, 0], strict=True)
-        self.products = [Int8Product(weight, bias) for weight, bias in parts]
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = x.flatten(0, -2).chunk(len(self.products), -1)
-        outputs = [product(part) for product, part in zip(self.products, parts, strict=True)]
-        return torch.cat(outputs, -1).unflatten(0, x.shape[:-1])
 
 
 class RowConv(nn.Module):
@@ -109,21 +43,6 @@ class RowConv(nn.Module):
         return y
 
 
-class Int8RowConv(Int8Product):
-    """The same in int8, one product on windows of rows. What no whole window is left for is left out."""
-
-    def __init__(self, conv: nn.Conv1d):
-        weight = conv.weight.detach().permute(2, 1, 0)
-        super().__init__(weight.flatten(0, 1), None if conv.bias is None else conv.bias.detach())
-        self.kernel, self.stride = len(weight), conv.stride[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        width = x.shape[1]
-        bound = largest(x)[:, 0].unfold(0, self.kernel, self.stride).amax(1, keepdim=True)
-        windows = x.as_strided((len(bound), self.kernel * width), (self.stride * width, 1))
-        return self.multiply(windows, bound)
-
-
 class JointAttention(nn.Module):
     """Self-attention whose query, key and value come from one product."""
 
@@ -142,7 +61,11 @@ class JointAttention(nn.Module):
             return self.out_proj(where.attend(query[0], key[0], value[0], 0.0).flatten(1))[None]
         assert where is None, "utterances one by one, or packed"
         heads = (part.transpose(1, 2) for part in (query, key, value))
-        return self.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return self.out_proj(self.attend(*heads).transpose(1, 2).flatten(2))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, heads, T, width of a head) each, and the result."""
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 class OverlapAdd(nn.Module):
