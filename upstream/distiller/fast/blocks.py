@@ -20,8 +20,6 @@ from .threads import in_parallel
 
 FRAMES = 64
 """Frames of a block on a CPU: the first layer's output, 64 rows for each, then takes 8 MB in float32."""
-INT8_FRAMES = 16
-"""The same in int8, where each core has a block of its own: the first layer's output then takes 1 MB."""
 
 
 class Moments:
@@ -110,7 +108,7 @@ class BlockFrontEnd:
             features[start:stop] = make(wave[start * self.hop :], stop - start)
 
         if self.int8:
-            in_parallel(block, frames, INT8_FRAMES)
+            in_parallel(block, frames, FRAMES)
             return features
         size = FRAMES if wave.device.type == "cpu" else frames
         for start in range(0, frames, size):

@@ -19,7 +19,7 @@ from .threads import in_parallel
 
 LARGEST = 127.0  # of an int8, the same on both sides of zero
 _ROUNDING = 1.5 * 2**23
-_ROWS = 128
+_ROWS = 192
 """Rows of a block on a CPU: few enough for its cache, many enough to be worth a look at all weights."""
 
 
