@@ -100,7 +100,7 @@ class Encoder(nn.Module):
         self.encoder = self._build_transformer(config) if config.encoder_layers else nn.GELU()
 
     def compile_fast_path(self) -> None:
-        """Compile what is compiled once for all layers and any number of frames: it takes half a minute, not more."""
+        """Compile what is compiled once for all layers and any number of frames, in about a minute."""
         if isinstance(self.encoder, TransformerEncoder):
             for layer in self.encoder.layers:
                 layer.compile(dynamic=True)
