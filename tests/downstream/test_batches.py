@@ -159,7 +159,7 @@ def test_buckets_are_alike_in_length_and_halved_where_long(durations, size):
     half = max(1, size // 2)
     for batch in batches:
         assert len(batch) <= (half if max(batch) > 18.75 else size)
-    in_order = sorted(batches, key=lambda batch: (max(batch), min(batch)), reverse=True)
+    in_order = sorted(batches, key=lambda batch: (max(batch), min(batch), len(batch)), reverse=True)
     for one, other in zip(in_order, in_order[1:], strict=False):
         assert min(one) >= max(other)
         assert len(one) == (half if max(one) > 18.75 else size)  # only the shortest batch may be smaller
