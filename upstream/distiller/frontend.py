@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 ConvLayer = tuple[int, int, int]
 """Output channels, kernel width and stride of one convolution, both in samples of its input."""
+
+Length = TypeVar("Length", int, Tensor)
 
 HUBERT_CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 _MOST_LAYERS = 1000  # a checkpoint that repeats a layer more often than that is out to fill the memory
@@ -65,10 +67,10 @@ def format_conv_layers(layers: Sequence[Sequence[int]]) -> str:
     return "[" + ", ".join(f"({c},{k},{s})" for c, k, s in layers) + "]"
 
 
-def frame_lengths(lengths: Tensor, conv_layers: Sequence[ConvLayer]) -> Tensor:
+def frame_lengths(lengths: Length, conv_layers: Sequence[ConvLayer]) -> Length:
     """Frames that the front end makes of ``lengths`` samples; 400 samples make the first one in HuBERT's front end."""
     for _, kernel, stride in conv_layers:
-        lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+        lengths = (lengths - kernel) // stride + 1
     return lengths
 
 
@@ -211,7 +213,7 @@ class ConvFrontEnd(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor) -> Tensor:
         """wave: (B, samples); lengths: (B,) samples. Returns (B, T, C); only frames of content mean anything."""
         first = self.specs[:1]
-        frames = int(frame_lengths(torch.tensor(wave.shape[1]), first))
+        frames = frame_lengths(wave.shape[1], first)
         mask = None
         if not self.norm_over_padding:
             mask = valid_mask(frame_lengths(lengths, first), frames, wave.device)

@@ -1,0 +1,125 @@
+"""A student as one graph of operations: ``torch.export`` of the plain definition, for any batch and any length."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..encoder import WeightNormConv, same_length_conv
+from ..frontend import ConvLayer, receptive_field
+from ..model import DistillerModel, DistillerOutput, Encoder
+from ..model_config import DistillerConfig
+
+INPUTS = ("waveform", "lengths")
+"""What every graph takes: (batch, samples) float32, zero-padded, at 16 kHz; (batch,) int64 samples of each."""
+
+_EXAMPLE = (2, 16_000)
+
+
+class StudentGraph(nn.Module):
+    """Waveforms and lengths in; frames of each utterance and the hidden states of s3prl's experts out.
+
+    Args:
+        model: the student; it is copied.
+        predict: whether the prediction heads are part of it.
+
+    Attributes:
+        outputs: names of what it returns.
+
+    Raises:
+        ValueError: a task embedding multiplies the utterances, which has no place in a graph of one batch.
+    """
+
+    def __init__(self, model: DistillerModel, predict: bool = True):
+        super().__init__()
+        if model.config.task_emb_type in ("add", "concat"):
+            raise ValueError(
+                f"a student with task_emb_type={model.config.task_emb_type!r} runs each utterance once a task: "
+                "it can be exported to s3prl only"
+            )
+        self.predict = predict and model.config.n_tasks > 0
+        self.outputs = ("frames", *state_names(model.config, self.predict))
+        self.model = fold_weight_norm(copy.deepcopy(model)).eval()
+        if not self.predict:
+            self.model.output_layer = None
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        """Frames (B,), then each hidden state (B, T, D) in float32."""
+        out = self.model(waveform, lengths, predict=self.predict)
+        return out.frames, *hidden_states(out)
+
+
+def hidden_states(out: DistillerOutput) -> list[Tensor]:
+    """Projection, layers, predictions, as s3prl's experts list them."""
+    return [out.projected, *out.hidden_states, *(() if out.predictions is None else out.predictions.unbind(1))]
+
+
+def state_names(config: DistillerConfig, predict: bool = True) -> list[str]:
+    """A name for each of :func:`hidden_states`."""
+    layers = [f"layer_{index}" for index in range(1, config.encoder_layers + 1)]
+    predictions = [f"prediction_of_layer_{target}" for target in config.targets] if predict and config.n_tasks else []
+    if config.task_emb_type == "self-hidden":
+        predictions = [f"{name}_of_{index}" for index, name in enumerate(predictions)]
+    return ["projection", *layers, *predictions]
+
+
+def trace(module: nn.Module, conv_layers: Sequence[ConvLayer]) -> torch.export.ExportedProgram:
+    """The graph of a module that takes :data:`INPUTS`, for any batch and any length from two frames up.
+
+    torch takes a dimension of size 1 for a special case, whose graph could be another, and refuses to mix them. ONNX
+    has no such check, and its graph serves one frame too.
+
+    Args:
+        module: in eval mode, on the CPU.
+        conv_layers: of its front end.
+    """
+    batch, samples = _EXAMPLE
+    example = (torch.zeros(batch, samples), torch.tensor([samples, samples - 4_000]))
+    any_batch = torch.export.Dim("batch", min=1)
+    any_samples = torch.export.Dim("samples", min=two_frames(conv_layers))
+    shapes = {INPUTS[0]: {0: any_batch, 1: any_samples}, INPUTS[1]: {0: any_batch}}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(module, example, dynamic_shapes=shapes)
+
+
+def two_frames(conv_layers: Sequence[ConvLayer]) -> int:
+    """Samples that give two frames: 720 for HuBERT's front end."""
+    return receptive_field(conv_layers) + prod(stride for _, _, stride in conv_layers)
+
+
+def fold_weight_norm(model: Encoder) -> Encoder:
+    """Replace, in place, weights that are computed from a length and a direction by what they come to."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, WeightNormConv):
+                setattr(parent, name, _FoldedConv(child))
+    return model
+
+
+class _FoldedConv(nn.Module):
+    def __init__(self, conv: WeightNormConv):
+        super().__init__()
+        self.groups = conv.groups
+        self.weight = nn.Parameter(conv.weight().detach())
+        self.bias = conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return same_length_conv(x, self.weight, self.bias, self.groups)
+
+
+def describe(config: DistillerConfig, more: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """What whoever runs a graph must know, as text by key: ONNX has a place for that."""
+    return {
+        "sampling_rate": "16000",
+        "samples_per_frame": str(config.downsample_rate),
+        "shortest_samples": str(receptive_field(config.conv_layers)),
+        "waveforms_are_normalized_inside": str(config.normalize).lower(),
+        **{key: str(value) for key, value in (more or {}).items()},
+    }

@@ -1,0 +1,169 @@
+"""A traced graph as an ONNX file, in float32 or with its weights in 8 bits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .graph import INPUTS
+
+OPSET = 20
+"""The first with GELU as one operation; ONNX Runtime 1.17 and later run it."""
+
+MISSING = "ONNX export needs onnx, onnxscript and onnxruntime: pip install 's3prl-distiller[export]'"
+
+_WIDEST = 127
+_CONV_INPUTS = ("Conv", "Einsum")
+
+
+def to_onnx(
+    program: torch.export.ExportedProgram,
+    outputs: Sequence[str],
+    metadata: Mapping[str, str],
+    path: Path,
+    translations: Mapping[Any, Any] | None = None,
+) -> None:
+    """Write a graph that takes :data:`~.graph.INPUTS` as an ONNX file of opset :data:`OPSET`.
+
+    Args:
+        program: from :func:`~.graph.trace`.
+        outputs: names of what it returns.
+        metadata: kept in the file; ONNX Runtime hands it out again.
+        path: of the file.
+        translations: ONNX functions for custom operations, as ``torch.onnx.export`` takes them.
+
+    Raises:
+        ValueError: the packages that it takes are not installed.
+    """
+    require_onnx()
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            written = torch.onnx.export(
+                program,
+                (),
+                None,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=list(INPUTS),
+                output_names=list(outputs),
+                custom_translation_table=dict(translations or {}),
+            )
+    finally:
+        exporter.setLevel(level)
+    assert written is not None
+    written.save(str(path))
+    _finish(path, outputs, metadata)
+
+
+def _finish(path: Path, outputs: Sequence[str], metadata: Mapping[str, str]) -> None:
+    """Names for people in place of the exporter's, and the metadata."""
+    import onnx
+
+    model = onnx.load(path)
+    frames = {"frames": ("batch",)}
+    for value, names in zip(model.graph.input, (("batch", "samples"), ("batch",)), strict=True):
+        _name_dimensions(value, names)
+    for value, name in zip(model.graph.output, outputs, strict=True):
+        _name_dimensions(value, frames.get(name, ("batch", "frames")))
+    del model.graph.value_info[:]
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _name_dimensions(value: Any, names: Sequence[str]) -> None:
+    dimensions = value.type.tensor_type.shape.dim
+    for dimension, name in zip(dimensions, names, strict=False):
+        if not dimension.HasField("dim_value"):
+            dimension.dim_param = name
+
+
+def to_int8(source: Path, path: Path) -> None:
+    """Bring the weights of an ONNX file to 8 bits.
+
+    Products of matrices take 8-bit weights, with a scale for each output, and 8-bit inputs, with a scale that is found
+    as they come (ONNX Runtime's dynamic quantisation). Convolutions keep float32 inputs: theirs differ too much from
+    channel to channel for one scale. Their weights are stored in 8 bits, with a scale for each output channel.
+
+    Raises:
+        ValueError: the packages that it takes are not installed.
+    """
+    require_onnx()
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().disabled, before = True, logging.getLogger().disabled
+    try:
+        quantize_dynamic(
+            source, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
+        )
+    finally:
+        logging.getLogger().disabled = before
+    model = onnx.load(path)
+    _store_convolutions(model.graph)
+    onnx.helper.set_model_props(model, {**{p.key: p.value for p in onnx.load(source).metadata_props}, "weights": "int8"})
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _store_convolutions(graph: Any) -> None:
+    """Weights of convolutions as 8-bit integers and scales, which the runtime multiplies as it loads them."""
+    from onnx import helper, numpy_helper
+
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    added = []
+    for node in graph.node:
+        if node.op_type != "Conv" or node.input[1] not in weights:
+            continue
+        name = node.input[1]
+        tensor = weights.pop(name)
+        values = numpy_helper.to_array(tensor)
+        scales = np.abs(values).reshape(len(values), -1).max(1).clip(min=1e-12) / _WIDEST
+        rounded = np.rint(values / scales.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
+        graph.initializer.remove(tensor)
+        graph.initializer.extend(
+            [
+                numpy_helper.from_array(rounded, f"{name}_int8"),
+                numpy_helper.from_array(scales.astype(np.float32), f"{name}_scale"),
+            ]
+        )
+        added.append(helper.make_node("DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], axis=0))
+    for node in reversed(added):
+        graph.node.insert(0, node)
+
+
+def open_session(path: Path, threads: int | None = None) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+        path: of the file.
+        threads: of the runtime; None: as many as torch takes.
+    """
+    require_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def require_onnx() -> None:
+    """Raises ValueError, with what to install, where the packages of the extra are missing."""
+    from importlib.util import find_spec
+
+    if any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+        raise ValueError(MISSING)
