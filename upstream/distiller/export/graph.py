@@ -86,7 +86,11 @@ def trace(module: nn.Module, conv_layers: Sequence[ConvLayer]) -> torch.export.E
     shapes = {INPUTS[0]: {0: any_batch, 1: any_samples}, INPUTS[1]: {0: any_batch}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(module, example, dynamic_shapes=shapes)
+        program = torch.export.export(module, example, dynamic_shapes=shapes)
+    # While tracing, torch notes of each reshape how it was done for this example and would hold later inputs to it, so
+    # that a batch of one is refused. The operations themselves serve all shapes, and ranges of sizes are kept.
+    program._guards_code = []
+    return program
 
 
 def two_frames(conv_layers: Sequence[ConvLayer]) -> int:

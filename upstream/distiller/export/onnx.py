@@ -107,14 +107,14 @@ def to_int8(source: Path, path: Path) -> None:
 
     logging.getLogger().disabled, before = True, logging.getLogger().disabled
     try:
-        quantize_dynamic(
-            source, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
-        )
+        quantize_dynamic(source, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
     finally:
         logging.getLogger().disabled = before
     model = onnx.load(path)
     _store_convolutions(model.graph)
-    onnx.helper.set_model_props(model, {**{p.key: p.value for p in onnx.load(source).metadata_props}, "weights": "int8"})
+    onnx.helper.set_model_props(
+        model, {**{p.key: p.value for p in onnx.load(source).metadata_props}, "weights": "int8"}
+    )
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
