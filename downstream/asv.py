@@ -81,6 +81,7 @@ class Task(base.Task):
     higher_is_better = False
     units = {"eer": "%"}
     resample_by = "speaker"
+    shortest_frames = MIN_FRAMES
     judged = ("dev", "test")  # training utterances make no trials
     published = {"test": 4715}
 
@@ -228,15 +229,22 @@ class Task(base.Task):
     def predict(
         self, head: nn.Module, features: Tensor, lengths: Tensor, utterances: Sequence[Utterance]
     ) -> list[dict[str, Any]]:
-        assert isinstance(head, _Head)
         for utterance, count in zip(utterances, lengths.tolist(), strict=True):
             if count < MIN_FRAMES:
                 raise ValueError(
                     f"{utterance.id} ({utterance.place}) is too short: an x-vector needs {MIN_FRAMES} frames of "
                     f"features, and it gives {count}"
                 )
+        return self.interpret(self.answer(head, features, lengths), utterances)
+
+    def answer(self, head: nn.Module, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """"embedding" (B, 512): the cosine of two tells whether one speaker speaks."""
+        assert isinstance(head, _Head)
         with torch.autocast(features.device.type, enabled=False):
-            vectors = head.xvector.embed(features.float(), lengths).cpu().numpy()
+            return {"embedding": head.xvector.embed(features.float(), lengths)}
+
+    def interpret(self, answer: Mapping[str, Tensor], utterances: Sequence[Utterance]) -> list[dict[str, Any]]:
+        vectors = answer["embedding"].cpu().numpy()
         return [
             {"id": utterance.id, "embedding": vector, "speaker": (utterance.custom or {}).get("speaker")}
             for utterance, vector in zip(utterances, vectors, strict=True)
@@ -315,8 +323,15 @@ class Task(base.Task):
         said = f"{row['enrol']} and {row['test']}: cosine {row['score']:.4f}"
         if self.threshold is None or self.dev_eer is None:
             return f"{said} (no decision: this run has no dev to choose a threshold on)"
-        verdict = "one speaker" if row["score"] >= self.threshold else "two speakers"
+        verdict = "one speaker" if self.decision(row) else "two speakers"
         return f"{said}: {verdict} (threshold {self.threshold:.4f}, where {self.dev_eer:.1f} % of dev is wrong)"
+
+    def decision(self, row: Row) -> bool | None:
+        return None if "score" not in row or self.threshold is None else row["score"] >= self.threshold
+
+    def legend(self) -> dict[str, str]:
+        """``threshold``: two embeddings with a cosine of so much or more are of one speaker; absent without a dev."""
+        return {} if self.threshold is None else {"threshold": str(self.threshold)}
 
     # Keeping
 

@@ -91,6 +91,9 @@ class Task(ctc.CTCTask):
     def build_head(self, width: int, downsample_rate: int) -> nn.Module:
         return LinearHead(width, len(self.symbols), self.config.project_dim)
 
+    def written(self, token: str) -> str:
+        return f"{token} "
+
     def compare(self, reference: list[str] | None, hypothesis: list[str]) -> dict[str, Any]:
         said = " ".join(hypothesis)
         if reference is None:

@@ -103,6 +103,9 @@ class Task(ctc.CharacterTask):
 
     # Judging
 
+    def written(self, token: str) -> str:
+        return _written(token)
+
     def compare(self, reference: list[str] | None, hypothesis: list[str]) -> dict[str, Any]:
         said = _tagged(hypothesis)
         found = parse_slots(said)
@@ -144,9 +147,13 @@ def _is_tag(token: str) -> bool:
     return len(token) > 2 and token[:2] in ("B-", "E-")
 
 
+def _written(token: str) -> str:
+    return f" {token} " if _is_tag(token) else token
+
+
 def _tagged(tokens: Iterable[str]) -> str:
     """Text of tokens: tags are words of their own."""
-    return " ".join("".join(f" {token} " if _is_tag(token) else token for token in tokens).split())
+    return " ".join("".join(map(_written, tokens)).split())
 
 
 def _untagged(tokens: Iterable[str]) -> str:

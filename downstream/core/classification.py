@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -153,9 +154,25 @@ class Classification(Task):
         self, head: nn.Module, features: Tensor, lengths: Tensor, utterances: Sequence[Utterance]
     ) -> list[dict[str, Any]]:
         """The likeliest label with its probability, and the one after it; by slot where there are several."""
+        return self.interpret(self.answer(head, features, lengths), utterances)
+
+    def answer(self, head: nn.Module, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """"logits" of all classes, slot after slot (B, C), and "probabilities" (B, C); where there are several slots,
+        "probabilities_SLOT" of each."""
+        logits = head(features, lengths)
+        names = map(self._probabilities, self.classes)
+        return {"logits": logits} | {
+            name: scores.softmax(-1) for name, scores in zip(names, self._by_slot(logits), strict=True)
+        }
+
+    @staticmethod
+    def _probabilities(slot: str) -> str:
+        return "probabilities" if slot == "label" else f"probabilities_{slot}"
+
+    def interpret(self, answer: Mapping[str, Tensor], utterances: Sequence[Utterance]) -> list[dict[str, Any]]:
         best = {}
-        for (slot, labels), scores in zip(self.classes.items(), self._by_slot(head(features, lengths)), strict=True):
-            probabilities, order = scores.softmax(-1).topk(min(2, len(labels)))
+        for slot, labels in self.classes.items():
+            probabilities, order = answer[self._probabilities(slot)].topk(min(2, len(labels)))
             best[slot] = [
                 [(labels[i], round(p, 6)) for i, p in zip(indices, values, strict=True)]
                 for indices, values in zip(order.tolist(), probabilities.tolist(), strict=True)
@@ -205,6 +222,10 @@ class Classification(Task):
             f"{slot}: {_in_words(*(row[key][slot] for key in ('prediction', 'score', 'runner_up', 'runner_up_score')))}"
             for slot in row["prediction"]
         )
+
+    def legend(self) -> dict[str, str]:
+        """``labels``: those of each slot, in the order of their probabilities."""
+        return {"labels": json.dumps(self.classes, ensure_ascii=False)}
 
     # Keeping
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import abstractmethod
 from collections import Counter
@@ -17,7 +18,7 @@ from s3prl_distiller.data.utterance import Utterance
 
 from ..heads.ctc import RecurrentHead, ctc_loss
 from ..heads.specaugment import SpecAugmentConfig, spec_augment
-from .symbols import ALPHABETS, Symbols, normalise
+from .symbols import ALPHABETS, UNKNOWN, Symbols, normalise
 from .task import Splits, Task, TaskConfig, custom
 
 
@@ -132,22 +133,27 @@ class CTCTask(Task):
         self, head: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """CTC per token of each target, averaged over targets, as torch's "mean"; zero where a target does not fit."""
-        loss = ctc_loss(self._log_probs(head, features, lengths), lengths, targets, self.symbols.blank)
+        # In float32, whatever precision the head ran in.
+        log_probs = head(features, lengths).float().log_softmax(-1)
+        loss = ctc_loss(log_probs, lengths, targets, self.symbols.blank)
         too_long = sum(
             frames_needed(target.tolist()) > length for target, length in zip(targets, lengths.tolist(), strict=True)
         )
         return loss, {"too_long": torch.tensor(float(too_long), device=loss.device)} if too_long else {}
-
-    def _log_probs(self, head: nn.Module, features: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, C) in float32, whatever precision the head ran in."""
-        return head(features, lengths).float().log_softmax(-1)
 
     # Judging
 
     def predict(
         self, head: nn.Module, features: Tensor, lengths: Tensor, utterances: Sequence[Utterance]
     ) -> list[dict[str, Any]]:
-        log_probs = self._log_probs(head, features, lengths)
+        return self.interpret(self.answer(head, features, lengths), utterances)
+
+    def answer(self, head: nn.Module, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """"frames" (B,), and "logits" (B, T, C)."""
+        return {"frames": lengths, "logits": head(features, lengths).float()}
+
+    def interpret(self, answer: Mapping[str, Tensor], utterances: Sequence[Utterance]) -> list[dict[str, Any]]:
+        lengths, log_probs = answer["frames"], answer["logits"].log_softmax(-1)
         hypotheses = self.hypotheses(log_probs, lengths)
         rows = []
         for utterance, hypothesis, sure in zip(
@@ -181,6 +187,24 @@ class CTCTask(Task):
     def say(self, row: Mapping[str, Any]) -> str:
         sure = "" if row["confidence"] is None else f" (confidence {row['confidence']:.2f})"
         return f"{row['prediction'] or 'nothing recognised'}{sure}"
+
+    def legend(self) -> dict[str, str]:
+        """``symbols``: the classes; ``blank`` and ``end``: indices of two of them; ``writes``: what each class writes.
+
+        The best class of each frame, of equal ones in a row the first, is written; then spaces are brought to one
+        between words, and none around.
+        """
+        writes = ["" for _ in range(self.symbols.special - 1)] + [UNKNOWN] + [self.written(s) for s in self.symbols.own]
+        return {
+            "symbols": json.dumps(self.symbols.names, ensure_ascii=False),
+            "writes": json.dumps(writes, ensure_ascii=False),
+            "blank": str(self.symbols.blank),
+            "end": str(self.symbols.end),
+        }
+
+    def written(self, token: str) -> str:
+        """A token with the spaces that are to be around it."""
+        return token
 
     # Keeping
 

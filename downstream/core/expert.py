@@ -271,10 +271,15 @@ class DownstreamExpert(nn.Module):
         model.load_state_dict(weights)
 
 
-def check_upstream(saved: Mapping[str, Any], upstream: Upstream, folder: Path) -> None:
-    """Raises ValueError where a checkpoint's head was trained on another upstream."""
+def check_upstream(saved: Mapping[str, Any], upstream: Upstream, folder: Path, even_trained: bool = False) -> None:
+    """Raises ValueError where a checkpoint's head was trained on another upstream.
+
+    Args:
+        even_trained: also where the upstream was trained too, so that the checkpoint has weights of its own for it.
+    """
     trained = saved["upstream"]
-    if trained["fingerprint"] != upstream.fingerprint and not saved["settings"]["upstream"]["trainable"]:
+    kept = saved["settings"]["upstream"]["trainable"] and not even_trained
+    if trained["fingerprint"] != upstream.fingerprint and not kept:
         raise ValueError(
             f"the head in {folder} was trained on {trained['name']} ({trained['fingerprint']}), which is not what "
             f"{upstream.name} is now ({upstream.fingerprint}): its weights are others"

@@ -223,7 +223,7 @@ def infer(expert: DownstreamExpert, paths: Sequence[Path], device: torch.device)
         ValueError: a file cannot be read, or there is none.
     """
     task, config = expert.task, expert.config
-    utterances = [_utterance(path, config.data.min_seconds) for path in _audio_files(paths)]
+    utterances = [user_utterance(path, config.data.min_seconds) for path in _audio_files(paths)]
     autocast, _ = precision(config.runner.precision, device)
     place = {utterance.id: index for index, utterance in enumerate(utterances)}
     outputs = sorted(expert.predict(utterances, autocast, device), key=lambda output: place[output["id"]])
@@ -269,7 +269,12 @@ def _audio_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _utterance(path: Path, min_seconds: float) -> Utterance:
+def user_utterance(path: Path, min_seconds: float) -> Utterance:
+    """A user's own file.
+
+    Raises:
+        ValueError: it cannot be read, or is shorter than ``min_seconds``.
+    """
     # Decoded in full: what fails here would be left out later, without a word.
     seconds = audio.measure(path)[0].duration
     if seconds < min_seconds:

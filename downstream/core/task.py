@@ -72,6 +72,8 @@ class Task(ABC):
     """Utterances of each split of the official corpus as SUPERB has them; what ``--dry-run`` compares with."""
     pooled: ClassVar[bool] = False
     """Whether all that the head hears of an utterance is the mean of its features over time."""
+    shortest_frames: ClassVar[int] = 1
+    """What an utterance needs for an answer."""
     resample_by: ClassVar[str | None] = None
     """Key of a row by which the bootstrap draws rows together; None: each row by itself."""
 
@@ -196,6 +198,33 @@ class Task(ABC):
     def say(self, row: Row) -> str:
         """One prediction in words, for ``-m inference``."""
         return str(row.get("prediction", row))
+
+    # Handing on as one model of upstream and head
+
+    def answer(self, head: nn.Module, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """What an exported model gives, by name; ``torch.export`` traces it. What has a dimension for frames comes with
+        "frames", (B,), how many of them each utterance has.
+
+        Args:
+            features: (B, T, D); what stands after an utterance's end has no influence on what it is given.
+            lengths: (B,) frames of each.
+
+        Raises:
+            ValueError: a model of this task cannot be exported.
+        """
+        raise ValueError(f"a head of {self.name} cannot be exported: it has no answer of its own for each utterance")
+
+    def interpret(self, answer: Mapping[str, Tensor], utterances: Sequence[Utterance]) -> list[dict[str, Any]]:
+        """What ``predict`` makes of an answer."""
+        raise NotImplementedError
+
+    def legend(self) -> dict[str, str]:
+        """How to read an answer, as text by key; lists as JSON."""
+        return {}
+
+    def decision(self, row: Row) -> Any:
+        """What a row says, without how sure it is; None: nothing that could be right or wrong."""
+        return row.get("prediction")
 
     # Keeping
 

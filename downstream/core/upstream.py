@@ -55,21 +55,21 @@ class Upstream(nn.Module):
         self.eval()
         rate = expert.get_downsample_rates(config.feature)
         self.downsample_rate = rate if isinstance(rate, int) else int(rate[-1])
-        probe = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1
+        wave = probe()
         self.layers: list[int] = []
         self.twin: Encoder | None = None
         if config.feature in ("hidden_states", "last_hidden_state") and not config.trainable:
             twin = build_twin(expert)
-            if twin is not None and (difference := mismatch(twin, expert, [probe])) is not None:
+            if twin is not None and (difference := mismatch(twin, expert, [wave])) is not None:
                 log.info("Upstream %s runs as the hub gives it: in our encoder it has %s", name, difference)
                 twin = None
             self.twin = twin
         self.window: int | None = None
         self._has_mask = False
         with torch.no_grad():
-            states = self._states([probe])[0]
+            states = self._states([wave])[0]
         if self.twin is None and not self._has_mask:
-            self.window = self._measure_window(probe)
+            self.window = self._measure_window(wave)
         self.layers = list(range(len(states)))
         if config.layer is not None:
             if not -len(states) <= config.layer < len(states):
@@ -182,6 +182,11 @@ class Upstream(nn.Module):
         window = high - (most - 1) * rate
         regular = all(count(n) == (n - window) // rate + 1 for n in (len(probe), len(probe) - rate // 3))
         return window if regular else None
+
+
+def probe() -> Tensor:
+    """A second of noise, always the same: what an upstream is tried on."""
+    return torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0)) * 0.1
 
 
 def load_upstream(config: UpstreamConfig) -> Upstream:

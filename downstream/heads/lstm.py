@@ -39,7 +39,7 @@ class LSTM(nn.LSTM):
                 frames count.
         """
         directions = 2 if self.bidirectional else 1
-        layer = partial(_layer, lengths)
+        layer = partial(lstm_layer, lengths)
         for first in range(0, len(self.all_weights), directions):
             weights = list(chain.from_iterable(self.all_weights[first : first + directions]))
             if is_stacked():
@@ -49,7 +49,7 @@ class LSTM(nn.LSTM):
         return features
 
 
-def _layer(lengths: Tensor | None, features: Tensor, *weights: Tensor) -> Tensor:
+def lstm_layer(lengths: Tensor | None, features: Tensor, *weights: Tensor) -> Tensor:
     """One layer of K heads, (K, B, T, I) to (K, B, T, directions * H).
 
     Each head and each direction is an LSTM of its own, in one direction and over unpacked sequences. cuDNN's kernels

@@ -49,14 +49,36 @@ class XVector(nn.Module):
         Raises:
             ValueError: an utterance has fewer than ``MIN_FRAMES`` frames.
         """
-        frames = [int(length) for length in lengths]
-        if min(frames) < MIN_FRAMES:
-            raise ValueError(f"an x-vector needs {MIN_FRAMES} frames of speech or more, and here are {min(frames)}")
-        states = self.tdnn(self.projector(features).transpose(1, 2))
         # Only frames whose whole context lies within the utterance count: none of them has seen padding.
-        pooled = [torch.std_mean(state[:, : n - _CONTEXT], dim=1) for state, n in zip(states, frames, strict=True)]
-        return torch.relu(self.first(torch.stack([torch.cat([mean, std]) for std, mean in pooled])))
+        if torch.compiler.is_exporting():
+            assert isinstance(lengths, Tensor)
+            pooled = _pool_by_mask(self._states(features), lengths - _CONTEXT)
+        else:
+            frames = [int(length) for length in lengths]
+            if min(frames) < MIN_FRAMES:
+                raise ValueError(f"an x-vector needs {MIN_FRAMES} frames of speech or more, and here are {min(frames)}")
+            pooled = _pool(self._states(features), [count - _CONTEXT for count in frames])
+        return torch.relu(self.first(pooled))
+
+    def _states(self, features: Tensor) -> Tensor:
+        """(B, T, width) to what is pooled (B, pooled, T - _CONTEXT)."""
+        return self.tdnn(self.projector(features).transpose(1, 2))
 
     def forward(self, features: Tensor, lengths: Tensor | Sequence[int]) -> Tensor:
         """What the loss is computed on, (B, size): the embedding through one more layer. Arguments as ``embed``."""
         return torch.relu(self.second(self.embed(features, lengths)))
+
+
+def _pool(states: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Mean and standard deviation of the first ``lengths`` frames of (B, D, T), side by side (B, 2 D)."""
+    pooled = [torch.std_mean(state[:, :length], dim=1) for state, length in zip(states, lengths, strict=True)]
+    return torch.stack([torch.cat([mean, std]) for std, mean in pooled])
+
+
+def _pool_by_mask(states: Tensor, lengths: Tensor) -> Tensor:
+    """As ``_pool``, of any number of utterances at once and to rounding: a graph has no loops."""
+    mask = (torch.arange(states.shape[2], device=states.device) < lengths[:, None])[:, None]
+    count = lengths[:, None].to(states.dtype)
+    mean = states.masked_fill(~mask, 0).sum(2) / count
+    squares = (states - mean[..., None]).masked_fill(~mask, 0).square().sum(2)
+    return torch.cat([mean, (squares / (count - 1)).sqrt()], 1)

@@ -112,7 +112,7 @@ def test_gradient_by_differences(both):
     features = torch.randn(2, 2, 4, 2, dtype=torch.float64, requires_grad=True)
 
     def run(features: Tensor, *weights: Tensor) -> Tensor:
-        return lstm._layer(lengths, features, *weights)
+        return lstm.lstm_layer(lengths, features, *weights)
 
     assert torch.autograd.gradcheck(run, (features, *weights))
 

@@ -125,22 +125,31 @@ class UpstreamExpert(UpstreamBase):
 
     def _named(self, out: DistillerOutput) -> dict[str, Any]:
         """What :meth:`forward` returns."""
-        predictions = [] if out.predictions is None else list(out.predictions.unbind(1))
-        hidden_states = [out.projected, *out.hidden_states, *predictions]
         mask = valid_mask(out.frames, out.features.shape[1], out.features.device)
         if mask is None:
             mask = torch.ones(out.features.shape[:2], dtype=torch.bool, device=out.features.device)
         mask = mask.repeat_interleave(len(out.projected) // len(mask), 0)
-        if self.model.config.n_tasks == 0:
-            last = out.output
-        else:
-            last = None if out.predictions is None else hidden_states[-1]
-        return {
-            "hidden_states": hidden_states,
-            "last_hidden_state": last,
-            "paper": out.hidden_states[-1] if out.hidden_states else out.output,
-            "pad_mask": mask.float(),
-        }
+        return {**features_by_name(out, self.model.config.n_tasks), "pad_mask": mask.float()}
+
+
+def features_by_name(out: DistillerOutput, n_tasks: int) -> dict[str, Any]:
+    """What s3prl's experts call ``hidden_states``, ``last_hidden_state`` and ``paper``; see
+    :meth:`UpstreamExpert.forward`.
+
+    Args:
+        n_tasks: of the student, whether or not its prediction heads were run.
+    """
+    predictions = [] if out.predictions is None else list(out.predictions.unbind(1))
+    hidden_states = [out.projected, *out.hidden_states, *predictions]
+    if n_tasks == 0:
+        last = out.output
+    else:
+        last = None if out.predictions is None else hidden_states[-1]
+    return {
+        "hidden_states": hidden_states,
+        "last_hidden_state": last,
+        "paper": out.hidden_states[-1] if out.hidden_states else out.output,
+    }
 
 
 def _flag(options: dict[str, Any], key: str, default: bool) -> bool:

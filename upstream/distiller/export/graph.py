@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..encoder import WeightNormConv, same_length_conv
 from ..frontend import ConvLayer, receptive_field
 from ..model import DistillerModel, DistillerOutput, Encoder
-from ..model_config import DistillerConfig
+from ..model_config import DistillerConfig, EncoderConfig
 
 INPUTS = ("waveform", "lengths")
 """What every graph takes: (batch, samples) float32, zero-padded, at 16 kHz; (batch,) int64 samples of each."""
@@ -38,11 +38,7 @@ class StudentGraph(nn.Module):
 
     def __init__(self, model: DistillerModel, predict: bool = True):
         super().__init__()
-        if model.config.task_emb_type in ("add", "concat"):
-            raise ValueError(
-                f"a student with task_emb_type={model.config.task_emb_type!r} runs each utterance once a task: "
-                "it can be exported to s3prl only"
-            )
+        check_one_batch(model.config)
         self.predict = predict and model.config.n_tasks > 0
         self.outputs = ("frames", *state_names(model.config, self.predict))
         self.model = fold_weight_norm(copy.deepcopy(model)).eval()
@@ -53,6 +49,15 @@ class StudentGraph(nn.Module):
         """Frames (B,), then each hidden state (B, T, D) in float32."""
         out = self.model(waveform, lengths, predict=self.predict)
         return out.frames, *hidden_states(out)
+
+
+def check_one_batch(config: DistillerConfig) -> None:
+    """Raises ValueError for a student that runs each utterance more than once."""
+    if config.task_emb_type in ("add", "concat"):
+        raise ValueError(
+            f"a student with task_emb_type={config.task_emb_type!r} runs each utterance once a task: "
+            "it can be exported to s3prl only"
+        )
 
 
 def hidden_states(out: DistillerOutput) -> list[Tensor]:
@@ -118,7 +123,7 @@ class _FoldedConv(nn.Module):
         return same_length_conv(x, self.weight, self.bias, self.groups)
 
 
-def describe(config: DistillerConfig, more: Mapping[str, Any] | None = None) -> dict[str, str]:
+def describe(config: EncoderConfig, more: Mapping[str, Any] | None = None) -> dict[str, str]:
     """What whoever runs a graph must know, as text by key: ONNX has a place for that."""
     return {
         "sampling_rate": "16000",

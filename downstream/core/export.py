@@ -1,0 +1,171 @@
+"""Export upstream and head of a run as one model, and check that it answers as the run does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from s3prl_distiller import audio
+
+from .expert import DownstreamExpert, check_upstream
+from .graph import HeadGraph
+from .run import Trained, user_utterance, from_saved, restore
+
+Run = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
+"""An exported model: waveforms (B, samples) and lengths (B,) in, arrays by the name of an output out."""
+
+_CPU = torch.device("cpu")
+_TOGETHER = 4
+"""Utterances in a padded batch of the check."""
+_INT32 = 6
+"""ONNX's number for the type."""
+
+
+@dataclass
+class HeadDifference:
+    """How one output of an exported model differs from the run's own, over some utterances.
+
+    Attributes:
+        case: how the utterances were given.
+        output: name of the output.
+        largest: absolute difference.
+        mean: absolute difference.
+        cosine: the lowest of an utterance, or of a frame; None where there are no vectors.
+        agreement: share of answers (labels, texts, decisions about two speakers) that are the same; None where the run
+            has no answers to compare, as without a threshold for speakers.
+    """
+
+    case: str
+    output: str
+    largest: float
+    mean: float
+    cosine: float | None
+    agreement: float | None
+
+
+def head_graph(trained: Trained, source: str | None = None) -> HeadGraph:
+    """Upstream and head of a run as a module to trace.
+
+    Args:
+        trained: the checkpoint of the run.
+        source: the upstream: a checkpoint, a folder or a name in the s3prl hub; None: the one that the run names.
+
+    Raises:
+        ValueError: the head was trained on another upstream than ``source``, or cannot be exported.
+    """
+    options = {} if source is None else {"upstream": {"name": str(source), "ckpt": None}}
+    expert = restore(trained, from_saved(trained, options, []), _CPU, None)
+    if source is not None:
+        check_upstream(trained.saved, expert.upstream, trained.checkpoint, even_trained=True)
+    return HeadGraph(expert)
+
+
+def onnx_translations() -> dict[Any, Any]:
+    """ONNX functions for the operations of a head that torch does not know, as ``torch.onnx.export`` takes them."""
+    from onnxscript import opset20 as op
+
+    def lstm(features: Any, lengths: Any, inputs: Any, recurrent: Any, biases: Any) -> Any:
+        directions, _, hidden = recurrent.shape
+        states, _, _ = op.LSTM(
+            op.Transpose(features, perm=[1, 0, 2]),
+            inputs,
+            recurrent,
+            biases,
+            op.Cast(lengths, to=_INT32),
+            direction="bidirectional" if directions == 2 else "forward",
+            hidden_size=hidden,
+        )
+        # (T, directions, B, H) to (B, T, directions * H).
+        return op.Reshape(op.Transpose(states, perm=[2, 0, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
+
+    return {torch.ops.s3prl_distiller.lstm.default: lstm}
+
+
+def check_head(graph: HeadGraph, run: Run, trained: Trained, files: Sequence[Path]) -> list[HeadDifference]:
+    """Compare an exported model with what the run itself says of some files, each alone and in padded batches.
+
+    Args:
+        graph: what was exported.
+        run: the exported model.
+        trained: the checkpoint of the run.
+        files: of audio.
+
+    Raises:
+        ValueError: a file cannot be read or is too short.
+    """
+    config = copy.deepcopy(graph.config)
+    # Alone: what the hub itself runs feels the padding of a batch.
+    config.data.eval_batch_size, config.data.num_workers = 1, 0
+    expert = restore(trained, config, _CPU, None)
+    utterances = [user_utterance(path, config.data.min_seconds) for path in files]
+    waves = [audio.load(path) for path in files]
+    decided = _decisions(expert, list(expert.predict(utterances, nullcontext, _CPU)))
+    expected = [_own_answer(expert, wave * expert.waves.gain) for wave in waves]
+    differences = []
+    for case, size in (("alone", 1), (f"padded batches of {_TOGETHER}", _TOGETHER)):
+        answers = [
+            answer
+            for low in range(0, len(waves), size)
+            for answer in _exported_answers(run, graph.outputs, waves[low : low + size])
+        ]
+        outputs = [
+            output
+            for answer, utterance in zip(answers, utterances, strict=True)
+            for output in expert.task.interpret(answer, [utterance])
+        ]
+        agreement = _agreement(decided, _decisions(expert, outputs))
+        for name in graph.outputs:
+            pairs = [(one[name], other[name]) for one, other in zip(answers, expected, strict=True)]
+            differences.append(_difference(case, name, pairs, agreement))
+    return differences
+
+
+@torch.no_grad()
+def _own_answer(expert: DownstreamExpert, wave: Tensor) -> dict[str, Tensor]:
+    """The run's own answer for one utterance, as tensors with a batch of one."""
+    model = expert.models[0].eval()
+    hidden_states, frames = expert.upstream(wave[None], torch.tensor([len(wave)]))
+    return expert.task.answer(model.head, model.featurizer(hidden_states), frames)
+
+
+def _exported_answers(run: Run, names: Sequence[str], waves: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """The exported model's answer for each utterance of a batch, without what stands after its last frame."""
+    lengths = torch.tensor([len(wave) for wave in waves])
+    given = run(nn.utils.rnn.pad_sequence(list(waves), batch_first=True).numpy(), lengths.numpy())
+    answer = {name: torch.from_numpy(given[name]) for name in names}
+    return [
+        {
+            name: value[row : row + 1, : int(answer["frames"][row])] if value.dim() == 3 else value[row : row + 1]
+            for name, value in answer.items()
+        }
+        for row in range(len(waves))
+    ]
+
+
+def _decisions(expert: DownstreamExpert, outputs: Sequence[dict[str, Any]]) -> list[Any]:
+    return [expert.task.decision(row) for row in expert.task.rows(outputs, None)]
+
+
+def _agreement(one: Sequence[Any], other: Sequence[Any]) -> float | None:
+    same = [a == b for a, b in zip(one, other, strict=True) if a is not None]
+    return sum(same) / len(same) if same else None
+
+
+def _difference(
+    case: str, output: str, pairs: Sequence[tuple[Tensor, Tensor]], agreement: float | None
+) -> HeadDifference:
+    gaps = torch.cat([(one - other).abs().flatten().double() for one, other in pairs])
+    vectors = [pair for pair in pairs if pair[0].dim() > 1]
+    cosines = [float(F.cosine_similarity(one.double(), other.double(), dim=-1).min()) for one, other in vectors]
+    return HeadDifference(
+        case, output, float(gaps.max()), float(gaps.mean()), min(cosines) if cosines else None, agreement
+    )
