@@ -8,25 +8,16 @@ peak, when a checkpoint and the model it fills are both in memory, is left out: 
 
 from __future__ import annotations
 
-import ctypes
 import json
-import logging
-import os
-import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
+from s3prl_distiller import memory
+
 from ..core.config import UpstreamConfig
 from ..core.upstream import Upstream, load_upstream
-
-log = logging.getLogger(__name__)
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def utterance(seconds: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,46 +49,21 @@ def peak_on_gpu(upstream: Upstream, seconds: float, device: torch.device) -> int
 def peak_on_cpu(config: UpstreamConfig, seconds: float, threads: int) -> int | None:
     """Bytes at the peak of a forward pass of one utterance in a process of its own, the weights included.
 
-    Returns None, and says why in the log, where it cannot be measured: beyond Linux, or where the process is killed.
+    Returns None where it cannot be measured.
     """
-    if not (_STATUS.is_file() and os.access(_CLEAR, os.W_OK)):
-        log.warning("Peak memory is not measured: it takes Linux's %s", _CLEAR)
-        return None
-    argument = json.dumps({"config": asdict(config), "seconds": seconds, "threads": threads})
-    found_in = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    environment = {**os.environ, "PYTHONPATH": found_in, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-P", "-m", __name__, argument]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    try:
-        return int(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        said = done.stderr.strip().splitlines()[-1:] or ["nothing"]
-        log.warning("Peak memory is not measured: its process ended with %d and said %s", done.returncode, said[0])
-        return None
+    return memory.in_a_child(__name__, {"config": asdict(config), "seconds": seconds, "threads": threads})
 
 
 @torch.no_grad()
 def _measure(config: UpstreamConfig, seconds: float, threads: int) -> int:
-    # Otherwise glibc keeps what is freed while loading, and the forward pass would use it again without growth.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 65_536)
+    memory.hand_back_what_is_freed()
     torch.set_num_threads(threads)
     upstream = load_upstream(config)
     wave, lengths = utterance(seconds)
-    _CLEAR.write_text("5", encoding="ascii")  # the peak starts anew, from here
-    before = _resident("VmRSS")
+    memory.start_peak()
+    before = memory.resident()
     upstream(wave, lengths)
-    return weight_bytes(upstream) + max(0, _resident("VmHWM") - before)
-
-
-def _resident(key: str) -> int:
-    """Bytes of this process: "VmRSS" now, "VmHWM" at the peak."""
-    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) * 1024
-    raise ValueError(f"{_STATUS} has no {key}")
+    return weight_bytes(upstream) + max(0, memory.peak() - before)
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def test_memory_that_cannot_be_measured_is_none(monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
     assert memory.peak_on_cpu(UpstreamConfig(name=NANO), 0.001, 1) is None, "shorter than a frame"
     assert "ended with 1 and said ValueError: an utterance of 16 samples" in caplog.text
-    monkeypatch.setattr(memory, "_CLEAR", Path("/nowhere/clear_refs"))
+    monkeypatch.setattr("s3prl_distiller.memory._CLEAR", Path("/nowhere/clear_refs"))
     assert memory.peak_on_cpu(UpstreamConfig(name=NANO), 1.0, 1) is None
     assert "/nowhere/clear_refs" in caplog.text
 

@@ -8,7 +8,7 @@ test.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,26 +18,27 @@ from .model_config import EncoderConfig
 
 HUGGINGFACE_TYPES = ("hubert", "wav2vec2", "data2vec-audio")
 
-_ACTIVATIONS = {"gelu_new": "gelu_accurate", "silu": "swish"}
+ACTIVATIONS = {"gelu_new": "gelu_accurate", "silu": "swish", "relu2": "relu_squared"}
+"""Hugging Face's name of an activation, and fairseq's where it is another."""
 
-# Hugging Face's name on the left; the order matters, the first match is taken.
 _RENAMES = [
-    (r"^feature_extractor\.conv_layers\.(\d+)\.conv\.", r"feature_extractor.conv_layers.\1.0."),
-    (r"^feature_extractor\.conv_layers\.(\d+)\.layer_norm\.", r"feature_extractor.conv_layers.\1.2."),
-    (r"^feature_projection\.layer_norm\.", "layer_norm."),
-    (r"^feature_projection\.projection\.", "post_extract_proj."),
-    (r"^encoder\.pos_conv_embed\.layers\.(\d+)\.conv\.", r"encoder.pos_conv.\1.0."),
-    (r"^encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original0$", "encoder.pos_conv.0.weight_g"),
-    (r"^encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original1$", "encoder.pos_conv.0.weight_v"),
-    (r"^encoder\.pos_conv_embed\.conv\.", "encoder.pos_conv.0."),
-    (r"^encoder\.layers\.(\d+)\.attention\.", r"encoder.layers.\1.self_attn."),
-    (r"^encoder\.layers\.(\d+)\.layer_norm\.", r"encoder.layers.\1.self_attn_layer_norm."),
-    (r"^encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense\.", r"encoder.layers.\1.fc1."),
-    (r"^encoder\.layers\.(\d+)\.feed_forward\.output_dense\.", r"encoder.layers.\1.fc2."),
+    # Hugging Face's on the left; {} is a number. The first that matches is taken, in both directions.
+    ("feature_extractor.conv_layers.{}.conv.", "feature_extractor.conv_layers.{}.0."),
+    ("feature_extractor.conv_layers.{}.layer_norm.", "feature_extractor.conv_layers.{}.2."),
+    ("feature_projection.layer_norm.", "layer_norm."),
+    ("feature_projection.projection.", "post_extract_proj."),
+    ("encoder.pos_conv_embed.layers.{}.conv.", "encoder.pos_conv.{}.0."),
+    ("encoder.pos_conv_embed.conv.parametrizations.weight.original0", "encoder.pos_conv.0.weight_g"),
+    ("encoder.pos_conv_embed.conv.parametrizations.weight.original1", "encoder.pos_conv.0.weight_v"),
+    ("encoder.pos_conv_embed.conv.", "encoder.pos_conv.0."),
+    ("encoder.layers.{}.attention.", "encoder.layers.{}.self_attn."),
+    ("encoder.layers.{}.layer_norm.", "encoder.layers.{}.self_attn_layer_norm."),
+    ("encoder.layers.{}.feed_forward.intermediate_dense.", "encoder.layers.{}.fc1."),
+    ("encoder.layers.{}.feed_forward.output_dense.", "encoder.layers.{}.fc2."),
 ]
 # Parts of a pre-training model, or of a fine-tuned one, that its hidden states do not pass through.
 _NOT_ENCODER = re.compile(
-    r"^(masked_spec_embed|mask_emb|final_proj|label_embs_concat|quantizer|project_q|project_hid|lm_head|adapter|_ema)\b"
+    r"^(masked_spec_embed|mask_emb|final_proj|label_embs_concat|quantizer|project_q|project_hid|lm_head|adapter|_ema|projector|classifier|layer_weights)\b"
 )
 
 
@@ -56,6 +57,8 @@ def huggingface_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
         raise ValueError(f"model_type {kind!r} is not one of {', '.join(HUGGINGFACE_TYPES)}")
     if config.get("feat_extract_activation", "gelu") != "gelu":
         raise ValueError(f"feat_extract_activation {config['feat_extract_activation']!r} is not supported, only gelu")
+    if config.get("layer_norm_eps", 1e-5) != 1e-5:
+        raise ValueError(f"layer_norm_eps {config['layer_norm_eps']} is not supported, only 1e-5")
     if config.get("add_adapter") or config.get("conv_pos_batch_norm") or config.get("adapter_attn_dim"):
         raise ValueError("adapters and batch-normalised positional convolutions are not supported")
     depth, kernel = 1, config.get("num_conv_pos_embeddings", 128)
@@ -81,7 +84,7 @@ def huggingface_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any
         encoder_embed_dim=config["hidden_size"],
         encoder_ffn_embed_dim=config["intermediate_size"],
         encoder_attention_heads=config["num_attention_heads"],
-        activation_fn=_ACTIVATIONS.get(activation, activation),
+        activation_fn=ACTIVATIONS.get(activation, activation),
         layer_norm_first=bool(config.get("do_stable_layer_norm", False)) and kind != "data2vec-audio",
         dropout=config.get("hidden_dropout", 0.1),
         attention_dropout=config.get("attention_dropout", 0.1),
@@ -96,15 +99,26 @@ def huggingface_weights(state: Mapping[str, Tensor], config: EncoderConfig) -> d
     for name, tensor in state.items():
         # A model saved with a head on top has the encoder one level down.
         name = re.sub(r"^(hubert|wav2vec2|data2vec_audio)\.", "", name)
-        for pattern, replacement in _RENAMES:
-            new, count = re.subn(pattern, replacement, name)
-            if count:
-                name = new
-                break
+        name = _renamed(name, _RENAMES)
         if config.extractor_mode == "layer_norm":
             name = re.sub(r"^(feature_extractor\.conv_layers\.\d+\.2)\.(weight|bias)$", r"\1.1.\2", name)
         renamed[name] = tensor
     return encoder_weights(renamed)
+
+
+def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    for old, new in pairs:
+        found = re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name)
+        if found:
+            return new.format(*found.groups()) + name[found.end() :]
+    return name
+
+
+def to_huggingface_name(name: str, config: EncoderConfig) -> str:
+    """Our name of an encoder's weight in Hugging Face's words: the reverse of :func:`huggingface_weights`."""
+    if config.extractor_mode == "layer_norm":
+        name = re.sub(r"^(feature_extractor\.conv_layers\.\d+\.2)\.1\.", r"\1.", name)
+    return _renamed(name, ((ours, theirs) for theirs, ours in _RENAMES))
 
 
 def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

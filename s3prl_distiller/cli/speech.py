@@ -1,0 +1,49 @@
+"""The speech that an export or an import is checked with."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from s3prl_distiller import audio
+from s3prl_distiller.data.sources import SUFFIXES
+
+_ENOUGH = 40.0  # seconds
+
+
+def speech(paths: Sequence[Path] | None = None) -> list[Tensor]:
+    """Waveforms (samples,) at 16 kHz, about 40 seconds in all: of files, of all audio in folders, or bundled ones.
+
+    Raises:
+        ValueError: a file cannot be read, or there is none.
+    """
+    waves, seconds = [], 0.0
+    for path in _files(paths) if paths else _bundled():
+        waves.append(audio.load(path))
+        seconds += len(waves[-1]) / audio.SAMPLE_RATE
+        if seconds >= _ENOUGH:
+            break
+    return waves
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        inside = (
+            sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        )
+        if not inside:
+            raise ValueError(f"there is no audio ({', '.join(SUFFIXES)}) in {path}")
+        found += inside
+    return found
+
+
+def _bundled() -> list[Path]:
+    folder = Path(str(importlib.resources.files("s3prl_distiller"))) / "quickstart" / "corpus" / "audio"
+    found = sorted(folder.glob("*_s[0-9][0-9].opus"))
+    if not found:
+        raise ValueError(f"the bundled speech is missing from {folder}: install the package again, or give --speech")
+    return found[:: max(1, len(found) // 12)]
