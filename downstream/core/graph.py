@@ -33,6 +33,7 @@ class HeadGraph(nn.Module):
         outputs: names of what it returns: those of the task's ``answer``.
         metadata: what whoever runs it must know, as text by key.
         conv_layers: of the front end.
+        shortest: samples of the shortest utterance that it takes.
 
     Raises:
         ValueError: the upstream runs as the s3prl hub gives it, the task has no answer that could be exported, or the
@@ -58,18 +59,15 @@ class HeadGraph(nn.Module):
         self.head = fold_lstms(copy.deepcopy(model.head)).eval()
         self.requires_grad_(False)
         self.outputs = tuple(self._answer(torch.zeros(1, 16_000), torch.tensor([16_000])))
-        self.metadata = self._metadata(upstream)
-
-    def _metadata(self, upstream: Upstream) -> dict[str, str]:
         config = self.student.config
-        shortest = receptive_field(self.conv_layers) + (self.task.shortest_frames - 1) * config.downsample_rate
+        self.shortest = receptive_field(self.conv_layers) + (self.task.shortest_frames - 1) * config.downsample_rate
         more = {
             "task": self.task.name,
             "upstream_fingerprint": upstream.fingerprint,
-            "shortest_samples": shortest,
+            "shortest_samples": self.shortest,
             "gain_db_applied_inside": self.config.data.gain_db,
         }
-        return {**describe(config, more), **self.task.legend()}
+        self.metadata: dict[str, str] = {**describe(config, more), **self.task.legend()}
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """What :attr:`outputs` names.

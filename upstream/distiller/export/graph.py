@@ -74,7 +74,9 @@ def state_names(config: DistillerConfig, predict: bool = True) -> list[str]:
     return ["projection", *layers, *predictions]
 
 
-def trace(module: nn.Module, conv_layers: Sequence[ConvLayer]) -> torch.export.ExportedProgram:
+def trace(
+    module: nn.Module, conv_layers: Sequence[ConvLayer], shortest: int | None = None
+) -> torch.export.ExportedProgram:
     """The graph of a module that takes :data:`INPUTS`, for any batch and any length from two frames up.
 
     torch takes a dimension of size 1 for a special case, whose graph could be another, and refuses to mix them. ONNX
@@ -83,11 +85,12 @@ def trace(module: nn.Module, conv_layers: Sequence[ConvLayer]) -> torch.export.E
     Args:
         module: in eval mode, on the CPU.
         conv_layers: of its front end.
+        shortest: samples of the shortest utterance, where the module needs more than two frames.
     """
     batch, samples = _EXAMPLE
     example = (torch.zeros(batch, samples), torch.tensor([samples, samples - 4_000]))
     any_batch = torch.export.Dim("batch", min=1)
-    any_samples = torch.export.Dim("samples", min=two_frames(conv_layers))
+    any_samples = torch.export.Dim("samples", min=max(two_frames(conv_layers), shortest or 0))
     shapes = {INPUTS[0]: {0: any_batch, 1: any_samples}, INPUTS[1]: {0: any_batch}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -95,8 +95,9 @@ def to_int8(source: Path, path: Path) -> None:
     """Bring the weights of an ONNX file to 8 bits.
 
     Products of matrices take 8-bit weights, with a scale for each output, and 8-bit inputs, with a scale that is found
-    as they come (ONNX Runtime's dynamic quantisation). Convolutions keep float32 inputs: theirs differ too much from
-    channel to channel for one scale. Their weights are stored in 8 bits, with a scale for each output channel.
+    as they come (ONNX Runtime's dynamic quantisation). So do LSTMs, which become an operator of ONNX Runtime's own.
+    Convolutions keep float32 inputs: theirs differ too much from channel to channel for one scale. Their weights are
+    stored in 8 bits, with a scale for each output channel.
 
     Raises:
         ValueError: the packages that it takes are not installed.
@@ -107,7 +108,8 @@ def to_int8(source: Path, path: Path) -> None:
 
     logging.getLogger().disabled, before = True, logging.getLogger().disabled
     try:
-        quantize_dynamic(source, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+        kinds = ["MatMul", "LSTM"]
+        quantize_dynamic(source, path, op_types_to_quantize=kinds, per_channel=True, weight_type=QuantType.QInt8)
     finally:
         logging.getLogger().disabled = before
     model = onnx.load(path)
