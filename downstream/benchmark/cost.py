@@ -171,16 +171,20 @@ def count_parameters(module: nn.Module | None) -> int:
     return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
 
 
-@torch.no_grad()
 def count_macs(upstream: Upstream, seconds: float) -> tuple[int, int]:
     """Multiply-accumulates of one utterance, and those of a student's prediction heads among them.
 
     They are counted as the operations run, on the CPU, where the upstream must be; a student of ours runs in its plain
     definition.
     """
-    wave, lengths = utterance(seconds)
     own = own_encoder(upstream)
-    model: nn.Module = own if isinstance(own, DistillerModel) else upstream
+    return count_model_macs(own if isinstance(own, DistillerModel) else upstream, seconds)
+
+
+@torch.no_grad()
+def count_model_macs(model: nn.Module, seconds: float) -> tuple[int, int]:
+    """As :func:`count_macs`, of a model that takes waveforms (B, samples) and lengths (B,)."""
+    wave, lengths = utterance(seconds)
     aten = torch.ops.aten
     more = {
         getattr(aten, name): count

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...upstream.distiller.encoder import TransformerEncoder
 from ...upstream.distiller.expert import features_by_name
-from ...upstream.distiller.export.graph import check_one_batch, describe, fold_weight_norm
+from ...upstream.distiller.export.graph import check_one_batch, describe, fold_weight_norm, without_heads
 from ...upstream.distiller.frontend import frame_lengths, receptive_field
 from ...upstream.distiller.model import DistillerModel, Encoder
 from ...upstream.distiller.twin import build_twin, mismatch
@@ -85,7 +85,7 @@ class HeadGraph(nn.Module):
     def _hidden_states(self, waveform: Tensor, lengths: Tensor) -> list[Tensor]:
         """As :meth:`Upstream.forward` hands them out."""
         if isinstance(self.student, DistillerModel):
-            out = self.student(waveform, lengths, predict=self.student.output_layer is not None)
+            out = self.student(waveform, lengths)
             found: Any = features_by_name(out, self.student.config.n_tasks)[self.feature]
         else:
             found = self.student(waveform, lengths).hidden_states
@@ -114,7 +114,7 @@ def _encoder(upstream: Upstream) -> Encoder:
 
 
 def _trim(model: Encoder, feature: str, last: int) -> Encoder:
-    """Leave out, in place, what is above the highest hidden state that is asked for."""
+    """The model without what is above the highest hidden state that is asked for; its layers are left out in place."""
     layers = model.config.encoder_layers
     if feature == "paper" and layers:
         last = layers
@@ -123,7 +123,7 @@ def _trim(model: Encoder, feature: str, last: int) -> Encoder:
     if isinstance(model, DistillerModel):
         if last > layers:
             return model
-        model.output_layer = None
+        model = without_heads(model)
     if isinstance(model.encoder, TransformerEncoder):
         for index in range(last, layers):
             model.encoder.layers[index] = _Skipped()

@@ -14,7 +14,7 @@ from .speech import speech
 
 
 def parser() -> argparse.ArgumentParser:
-    forms = _module("save").FORMS
+    forms = _module("forms").FORMS
     p = argparse.ArgumentParser(
         prog="s3prl-distiller export",
         description="Write a student in another form, checked against the student itself.",
@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    save = _module("save")
+    save, forms = _module("save"), _module("forms")
     save.check_folder(args.output, args.force)
     student = _module("student", "").read_student(args.student)
-    options = save.Options(not args.no_predictions, args.model_type, not args.no_costs)
-    save.check(student, args.to, options)
+    options = forms.Options(not args.no_predictions, args.model_type, not args.no_costs)
+    forms.check(student, args.to, options)
     sys.stdout.write(save.export(student, args.to, args.output, speech(args.speech), options))
     sys.stdout.write(f"\nAll of it is in {args.output}\n")
     return 0

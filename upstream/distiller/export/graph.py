@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -27,7 +28,6 @@ class StudentGraph(nn.Module):
 
     Args:
         model: the student; it is copied.
-        predict: whether the prediction heads are part of it.
 
     Attributes:
         outputs: names of what it returns.
@@ -36,18 +36,15 @@ class StudentGraph(nn.Module):
         ValueError: a task embedding multiplies the utterances, which has no place in a graph of one batch.
     """
 
-    def __init__(self, model: DistillerModel, predict: bool = True):
+    def __init__(self, model: DistillerModel):
         super().__init__()
         check_one_batch(model.config)
-        self.predict = predict and model.config.n_tasks > 0
-        self.outputs = ("frames", *state_names(model.config, self.predict))
+        self.outputs = ("frames", *state_names(model.config))
         self.model = fold_weight_norm(copy.deepcopy(model)).eval()
-        if not self.predict:
-            self.model.output_layer = None
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """Frames (B,), then each hidden state (B, T, D) in float32."""
-        out = self.model(waveform, lengths, predict=self.predict)
+        out = self.model(waveform, lengths)
         return out.frames, *hidden_states(out)
 
 
@@ -65,13 +62,22 @@ def hidden_states(out: DistillerOutput) -> list[Tensor]:
     return [out.projected, *out.hidden_states, *(() if out.predictions is None else out.predictions.unbind(1))]
 
 
-def state_names(config: DistillerConfig, predict: bool = True) -> list[str]:
+def state_names(config: DistillerConfig) -> list[str]:
     """A name for each of :func:`hidden_states`."""
     layers = [f"layer_{index}" for index in range(1, config.encoder_layers + 1)]
-    predictions = [f"prediction_of_layer_{target}" for target in config.targets] if predict and config.n_tasks else []
-    if config.task_emb_type == "self-hidden":
-        predictions = [f"{name}_of_{index}" for index, name in enumerate(predictions)]
+    predictions = [f"prediction_of_layer_{target}" for target in config.targets] if config.n_tasks else []
+    if len(set(predictions)) < len(predictions):  # a layer may be predicted twice
+        predictions = [f"{name}_{index}" for index, name in enumerate(predictions)]
     return ["projection", *layers, *predictions]
+
+
+def without_heads(model: DistillerModel) -> DistillerModel:
+    """A copy of a student without its prediction heads, which downstream tasks do not use."""
+    config = replace(model.config, n_tasks=0, task_emb_type="none", out_layer_type="none", pred_layer_id=[])
+    plain = DistillerModel(config)
+    known = plain.state_dict().keys()
+    plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if name in known})
+    return plain.eval()
 
 
 def trace(

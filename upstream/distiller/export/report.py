@@ -14,6 +14,12 @@ from .parity import SECONDS, Check, Cost, Tolerance
 
 PAGE, FIGURES = "parity.md", "parity.json"
 
+OVER_PADDING = (
+    "Batches of several lengths are not judged: elsewhere the first layer's normalisation is over padding too, so that "
+    "an utterance's features depend on the batch. There, give such a model one utterance at a time, or utterances of "
+    "one length."
+)
+
 
 def figures(
     form: str, checks: Sequence[Check], tolerance: Tolerance, costs: tuple[Cost, Cost] | None, more: dict[str, Any]
