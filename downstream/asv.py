@@ -238,7 +238,7 @@ class Task(base.Task):
         return self.interpret(self.answer(head, features, lengths), utterances)
 
     def answer(self, head: nn.Module, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """"embedding" (B, 512): the cosine of two tells whether one speaker speaks."""
+        """ "embedding" (B, 512): the cosine of two tells whether one speaker speaks."""
         assert isinstance(head, _Head)
         with torch.autocast(features.device.type, enabled=False):
             return {"embedding": head.xvector.embed(features.float(), lengths)}

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .minis import make_minis
+
 torch.set_num_threads(1)
 
 
@@ -26,6 +28,12 @@ def minisuperb(shared: Path) -> Path:
     if not (folder / "pretrain.jsonl").is_file():
         pytest.skip(f"no real speech at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minis(minisuperb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few utterances of each corpus of real speech."""
+    return make_minis(minisuperb, tmp_path_factory.mktemp("minis"))
 
 
 @pytest.fixture(scope="session")

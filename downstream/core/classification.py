@@ -157,7 +157,7 @@ class Classification(Task):
         return self.interpret(self.answer(head, features, lengths), utterances)
 
     def answer(self, head: nn.Module, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """"logits" of all classes, slot after slot (B, C), and "probabilities" (B, C); where there are several slots,
+        """ "logits" of all classes, slot after slot (B, C), and "probabilities" (B, C); where there are several slots,
         "probabilities_SLOT" of each."""
         logits = head(features, lengths)
         names = map(self._probabilities, self.classes)

@@ -149,7 +149,7 @@ class CTCTask(Task):
         return self.interpret(self.answer(head, features, lengths), utterances)
 
     def answer(self, head: nn.Module, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """"frames" (B,), and "logits" (B, T, C)."""
+        """ "frames" (B,), and "logits" (B, T, C)."""
         return {"frames": lengths, "logits": head(features, lengths).float()}
 
     def interpret(self, answer: Mapping[str, Tensor], utterances: Sequence[Utterance]) -> list[dict[str, Any]]:
@@ -194,7 +194,8 @@ class CTCTask(Task):
         The best class of each frame, of equal ones in a row the first, is written; then spaces are brought to one
         between words, and none around.
         """
-        writes = ["" for _ in range(self.symbols.special - 1)] + [UNKNOWN] + [self.written(s) for s in self.symbols.own]
+        spoken = map(self.written, (UNKNOWN, *self.symbols.own))
+        writes = [*("" for _ in range(self.symbols.special - 1)), *spoken]
         return {
             "symbols": json.dumps(self.symbols.names, ensure_ascii=False),
             "writes": json.dumps(writes, ensure_ascii=False),

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from s3prl_distiller import audio
 
+from ...upstream.distiller.export.onnx import OPSET
 from .expert import DownstreamExpert, check_upstream
 from .graph import HeadGraph
-from .run import Trained, user_utterance, from_saved, restore
+from .run import Trained, from_saved, restore, user_utterance
 
 Run = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 """An exported model: waveforms (B, samples) and lengths (B,) in, arrays by the name of an output out."""
@@ -30,7 +31,7 @@ _INT32 = 6
 """ONNX's number for the type."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class HeadDifference:
     """How one output of an exported model differs from the run's own, over some utterances.
 
@@ -39,7 +40,9 @@ class HeadDifference:
         output: name of the output.
         largest: absolute difference.
         mean: absolute difference.
+        scale: root mean square of what is right.
         cosine: the lowest of an utterance, or of a frame; None where there are no vectors.
+        frames: share of frames whose best class is the same; None where the output has no frames.
         agreement: share of answers (labels, texts, decisions about two speakers) that are the same; None where the run
             has no answers to compare, as without a threshold for speakers.
     """
@@ -48,7 +51,9 @@ class HeadDifference:
     output: str
     largest: float
     mean: float
+    scale: float
     cosine: float | None
+    frames: float | None
     agreement: float | None
 
 
@@ -71,7 +76,9 @@ def head_graph(trained: Trained, source: str | None = None) -> HeadGraph:
 
 def onnx_translations() -> dict[Any, Any]:
     """ONNX functions for the operations of a head that torch does not know, as ``torch.onnx.export`` takes them."""
-    from onnxscript import opset20 as op
+    import onnxscript
+
+    op: Any = getattr(onnxscript, f"opset{OPSET}")
 
     def lstm(features: Any, lengths: Any, inputs: Any, recurrent: Any, biases: Any) -> Any:
         directions, _, hidden = recurrent.shape
@@ -163,9 +170,15 @@ def _agreement(one: Sequence[Any], other: Sequence[Any]) -> float | None:
 def _difference(
     case: str, output: str, pairs: Sequence[tuple[Tensor, Tensor]], agreement: float | None
 ) -> HeadDifference:
-    gaps = torch.cat([(one - other).abs().flatten().double() for one, other in pairs])
-    vectors = [pair for pair in pairs if pair[0].dim() > 1]
-    cosines = [float(F.cosine_similarity(one.double(), other.double(), dim=-1).min()) for one, other in vectors]
-    return HeadDifference(
-        case, output, float(gaps.max()), float(gaps.mean()), min(cosines) if cosines else None, agreement
-    )
+    # NaN anywhere must show, and not be passed over by a maximum.
+    gaps = torch.cat([(one - other).abs().flatten().double() for one, other in pairs]).nan_to_num(float("inf"))
+    dimensions = pairs[0][0].dim()
+    cosine = frames = None
+    if dimensions > 1:
+        cosines = [F.cosine_similarity(one.double(), other.double(), dim=-1).flatten() for one, other in pairs]
+        cosine = float(torch.cat(cosines).nan_to_num(-1.0).min())
+    if dimensions > 2:
+        same = torch.cat([(one.argmax(-1) == other.argmax(-1)).flatten() for one, other in pairs])
+        frames = float(same.double().mean())
+    scale = torch.cat([right.flatten().double() for _, right in pairs]).square().mean().sqrt()
+    return HeadDifference(case, output, float(gaps.max()), float(gaps.mean()), float(scale), cosine, frames, agreement)

@@ -107,8 +107,8 @@ def _encoder(upstream: Upstream) -> Encoder:
             twin = None
     if twin is None:
         raise ValueError(
-            f"{upstream.name} runs as the s3prl hub gives it (upstream.feature={upstream.config.feature}), and cannot be "
-            "exported: students can, and models of the wav2vec 2.0 family whose hidden states the head is given"
+            f"{upstream.name} runs as the s3prl hub gives it (upstream.feature={upstream.config.feature}), and cannot "
+            "be exported: students can, and models of the wav2vec 2.0 family whose hidden states the head is given"
         )
     return twin
 

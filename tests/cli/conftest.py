@@ -20,8 +20,6 @@ from typing import Any
 
 import pytest
 
-from .minis import make_minis
-
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "s3prl_distiller" / "quickstart"
 TINY = {
@@ -169,12 +167,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(path, folder)
     assert len(list(folder.iterdir())) == 24
     return folder
-
-
-@pytest.fixture(scope="session")
-def minis(minisuperb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few utterances of each corpus of real speech."""
-    return make_minis(minisuperb, tmp_path_factory.mktemp("minis"))
 
 
 @pytest.fixture(scope="session")
