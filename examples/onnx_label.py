@@ -15,5 +15,5 @@ with wave.open(sys.argv[2]) as file:
 labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
 _, *scores = session.run(None, {"waveform": samples[None], "lengths": np.array([len(samples)])})
 for (slot, names), probabilities in zip(labels.items(), scores, strict=True):
-    best = probabilities[0].argmax()
-    print(f"{slot}: {names[best]} ({100 * probabilities[0, best]:.1f} %)")
+    of_each = np.array(probabilities)[0]
+    print(f"{slot}: {names[of_each.argmax()]} ({100 * of_each.max():.1f} %)")

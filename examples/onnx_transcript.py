@@ -14,6 +14,6 @@ with wave.open(sys.argv[2]) as file:
     samples = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
 writes = json.loads(session.get_modelmeta().custom_metadata_map["writes"])  # what each class writes; the blank nothing
 _, logits = session.run(["frames", "logits"], {"waveform": samples[None], "lengths": np.array([len(samples)])})
-best = logits[0].argmax(-1)
+best = np.array(logits)[0].argmax(-1)
 kept = best[np.append(True, best[1:] != best[:-1])]  # of equal ones in a row, the first
 print(" ".join("".join(writes[index] for index in kept).split()))

@@ -102,6 +102,7 @@ def _encoder(upstream: Upstream) -> Encoder:
         return model
     twin = upstream.twin
     if upstream.config.trainable and upstream.config.feature in ("hidden_states", "last_hidden_state"):
+        upstream.eval()
         twin = build_twin(upstream.expert)  # of the weights that the run left
         if twin is not None and mismatch(twin, upstream.expert, [probe()]) is not None:
             twin = None
@@ -114,7 +115,7 @@ def _encoder(upstream: Upstream) -> Encoder:
 
 
 def _trim(model: Encoder, feature: str, last: int) -> Encoder:
-    """The model without what is above the highest hidden state that is asked for; its layers are left out in place."""
+    """The model, which may be changed, without what is above the highest hidden state that is asked for."""
     layers = model.config.encoder_layers
     if feature == "paper" and layers:
         last = layers
