@@ -57,12 +57,13 @@ class HeadDifference:
     agreement: float | None
 
 
-def head_graph(trained: Trained, source: str | None = None) -> HeadGraph:
+def head_graph(trained: Trained, source: str | None = None, for_int8: bool = False) -> HeadGraph:
     """Upstream and head of a run as a module to trace.
 
     Args:
         trained: the checkpoint of the run.
         source: the upstream: a checkpoint, a folder or a name in the s3prl hub; None: the one that the run names.
+        for_int8: whether the graph's weights will be brought to 8 bits, which takes a front end that scales its rows.
 
     Raises:
         ValueError: the head was trained on another upstream than ``source``, or cannot be exported.
@@ -71,7 +72,7 @@ def head_graph(trained: Trained, source: str | None = None) -> HeadGraph:
     expert = restore(trained, from_saved(trained, options, []), _CPU, None)
     if source is not None:
         check_upstream(trained.saved, expert.upstream, trained.checkpoint, even_trained=True)
-    return HeadGraph(expert)
+    return HeadGraph(expert, for_int8)
 
 
 def onnx_translations() -> dict[Any, Any]:

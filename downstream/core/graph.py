@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...upstream.distiller.encoder import TransformerEncoder
 from ...upstream.distiller.expert import features_by_name
-from ...upstream.distiller.export.graph import check_one_batch, describe, fold_weight_norm, without_heads
+from ...upstream.distiller.export.graph import check_one_batch, describe, for_graph, without_heads
 from ...upstream.distiller.frontend import frame_lengths, receptive_field
 from ...upstream.distiller.model import DistillerModel, Encoder
 from ...upstream.distiller.twin import build_twin, mismatch
@@ -25,6 +25,7 @@ class HeadGraph(nn.Module):
 
     Args:
         expert: of the run; its first model is taken, and copied.
+        for_int8: as of :class:`~s3prl_distiller.upstream.distiller.export.graph.StudentGraph`.
 
     Attributes:
         config: of the run.
@@ -40,7 +41,7 @@ class HeadGraph(nn.Module):
             run's settings ask for what a graph does not do.
     """
 
-    def __init__(self, expert: DownstreamExpert):
+    def __init__(self, expert: DownstreamExpert, for_int8: bool = False):
         super().__init__()
         self.config: DownstreamConfig = expert.config
         self.task = expert.task
@@ -52,8 +53,8 @@ class HeadGraph(nn.Module):
             )
         self.feature, self.layers = self.config.upstream.feature, upstream.layers
         self.gain = 10 ** (self.config.data.gain_db / 20)
-        encoder = copy.deepcopy(_encoder(upstream))
-        self.student = fold_weight_norm(_trim(encoder, self.feature, max(self.layers))).eval()
+        encoder = _trim(copy.deepcopy(_encoder(upstream)), self.feature, max(self.layers))
+        self.student = for_graph(encoder, for_int8)
         self.conv_layers = encoder.conv_layers
         self.featurizer = copy.deepcopy(model.featurizer).eval()
         self.head = fold_lstms(copy.deepcopy(model.head)).eval()

@@ -72,8 +72,8 @@ def _write_huggingface(student: Student, folder: Path, options: Options) -> list
     return notes
 
 
-def _write_onnx(student: Student, folder: Path, options: Options) -> list[str]:
-    graph = StudentGraph(student.model)
+def _write_onnx(student: Student, folder: Path, options: Options, for_int8: bool = False) -> list[str]:
+    graph = StudentGraph(student.model, for_int8)
     config = student.model.config
     to_onnx(trace(graph, student.model.conv_layers), graph.outputs, describe(config), folder / FILES["onnx"])
     return [
@@ -84,15 +84,15 @@ def _write_onnx(student: Student, folder: Path, options: Options) -> list[str]:
 
 
 def _write_int8(student: Student, folder: Path, options: Options) -> list[str]:
-    notes = _write_onnx(student, folder, options)
+    notes = _write_onnx(student, folder, options, for_int8=True)
     wide = folder / "float32.onnx"
     (folder / FILES["onnx"]).rename(wide)
     to_int8(wide, folder / FILES["onnx-int8"])
     wide.unlink()
     return [
         *notes,
-        "Products of matrices are in 8 bits, weights with a scale for each output; convolutions are stored in 8 bits "
-        "and computed in float32.",
+        "Products of matrices are in 8 bits, those of the front end's convolutions (but the first) too; weights have a "
+        "scale for each output. The positions' convolution is stored in 8 bits and computed in float32.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""A student as one graph of operations: ``torch.export`` of the plain definition, for any batch and any length."""
+"""A student as one graph of operations, for any batch and any length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ..encoder import WeightNormConv, same_length_conv
 from ..frontend import ConvLayer, receptive_field
 from ..model import DistillerModel, DistillerOutput, Encoder
 from ..model_config import DistillerConfig, EncoderConfig
+from .rows import RowFrontEnd
+
+AnyEncoder = TypeVar("AnyEncoder", bound=Encoder)
 
 INPUTS = ("waveform", "lengths")
 """What every graph takes: (batch, samples) float32, zero-padded, at 16 kHz; (batch,) int64 samples of each."""
@@ -28,6 +31,7 @@ class StudentGraph(nn.Module):
 
     Args:
         model: the student; it is copied.
+        for_int8: whether rows of the front end are scaled one by one, which products in 8 bits need.
 
     Attributes:
         outputs: names of what it returns.
@@ -36,11 +40,11 @@ class StudentGraph(nn.Module):
         ValueError: a task embedding multiplies the utterances, which has no place in a graph of one batch.
     """
 
-    def __init__(self, model: DistillerModel):
+    def __init__(self, model: DistillerModel, for_int8: bool = False):
         super().__init__()
         check_one_batch(model.config)
         self.outputs = ("frames", *state_names(model.config))
-        self.model = fold_weight_norm(copy.deepcopy(model)).eval()
+        self.model = for_graph(model, for_int8)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """Frames (B,), then each hidden state (B, T, D) in float32."""
@@ -112,16 +116,25 @@ def two_frames(conv_layers: Sequence[ConvLayer]) -> int:
     return receptive_field(conv_layers) + prod(stride for _, _, stride in conv_layers)
 
 
-def fold_weight_norm(model: Encoder) -> Encoder:
-    """Replace, in place, weights that are computed from a length and a direction by what they come to."""
-    for parent in list(model.modules()):
+def for_graph(model: AnyEncoder, for_int8: bool = False) -> AnyEncoder:
+    """A copy of a model, in eval mode, with what runtimes are fast at in the places of its convolutions.
+
+    Args:
+        for_int8: see :class:`StudentGraph`.
+    """
+    made = copy.deepcopy(model).eval()
+    parts: Any = made
+    parts.feature_extractor = RowFrontEnd(made.feature_extractor, for_int8)
+    for parent in list(made.modules()):
         for name, child in parent.named_children():
             if isinstance(child, WeightNormConv):
                 setattr(parent, name, _FoldedConv(child))
-    return model
+    return made
 
 
 class _FoldedConv(nn.Module):
+    """The positions' convolution with the weight that its length and direction come to."""
+
     def __init__(self, conv: WeightNormConv):
         super().__init__()
         self.groups = conv.groups

@@ -21,7 +21,6 @@ OPSET = 20
 MISSING = "ONNX export needs onnx, onnxscript and onnxruntime: pip install 's3prl-distiller[export]'"
 
 _WIDEST = 127
-_CONV_INPUTS = ("Conv", "Einsum")
 
 
 def to_onnx(
@@ -96,8 +95,7 @@ def to_int8(source: Path, path: Path) -> None:
 
     Products of matrices take 8-bit weights, with a scale for each output, and 8-bit inputs, with a scale that is found
     as they come (ONNX Runtime's dynamic quantisation). So do LSTMs, which become an operator of ONNX Runtime's own.
-    Convolutions keep float32 inputs: theirs differ too much from channel to channel for one scale. Their weights are
-    stored in 8 bits, with a scale for each output channel.
+    Convolutions keep float32 inputs; their weights are stored in 8 bits, with a scale for each output channel.
 
     Raises:
         ValueError: the packages that it takes are not installed.
