@@ -48,6 +48,26 @@ def load_student(source: str | os.PathLike) -> DistillerModel:
     return _from_huggingface(path, config)
 
 
+def saved_teacher(source: str | os.PathLike) -> str | None:
+    """The teacher that a checkpoint says its student was distilled from, as its run named it; None: it does not say.
+
+    Args:
+        source: as for :func:`load_student`; what is not on the disk says nothing.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    path, config = Path(source), {}
+    if path.is_file():
+        states = checkpoint.load_torch(path)
+        config = states.get("Config") if isinstance(states, dict) else None
+    elif path.is_dir():
+        config = checkpoint.load_json(path / checkpoint.CONFIG)
+    teacher = config.get("teacher") if isinstance(config, dict) else None
+    name = teacher.get("model") if isinstance(teacher, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def s3prl_states(model: DistillerModel, training: Mapping[str, Any], step: int) -> dict[str, Any]:
     """What s3prl's ``distiller_local`` reads, in plain types so that it loads with ``weights_only=True``.
 
