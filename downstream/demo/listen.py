@@ -33,7 +33,6 @@ T = TypeVar("T")
 class Cost(NamedTuple):
     """What a model took for a clip. ``parameters`` are those that its hidden states pass through."""
 
-    name: str
     parameters: int
     seconds: float
 
@@ -138,8 +137,8 @@ class Listener:
         return Heard(
             wave=wave,
             recorded=recorded,
-            student=Cost(self.name, _parameters(self.student.model), student),
-            teacher=None if self.teacher is None else Cost(*_named(self.teacher), teacher),
+            student=Cost(_parameters(self.student.model), student),
+            teacher=None if self.teacher is None else Cost(_parameters_of(self.teacher), teacher),
             likeness=None if self.teacher is None else self._compare(states, layers),
             said=self._ask(wave),
         )
@@ -219,10 +218,10 @@ def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, time.perf_counter() - begun
 
 
-def _named(teacher: Teacher) -> tuple[str, int]:
+def _parameters_of(teacher: Teacher) -> int:
     model = teacher.twin if teacher.runs_twin else teacher.expert
     assert model is not None
-    return Path(teacher.info.name).name, teacher.info.parameters or _parameters(model)
+    return teacher.info.parameters or _parameters(model)
 
 
 def _parameters(model: nn.Module) -> int:

@@ -31,7 +31,7 @@ _CSS = """
   padding: .25rem 1.2rem .25rem 0; text-align: left; white-space: nowrap; border: 0;
   border-bottom: 1px solid rgba(128, 128, 128, .35);
 }
-.answer .figures td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
+@media (max-width: 600px) { .answer .figures :is(td, th) { padding-right: .6rem; } }
 .answer h2 { margin: 1rem 0 .4rem; font-size: 1.15rem; font-weight: 600; }
 .answer p { margin: .4rem 0; }
 """

@@ -101,8 +101,8 @@ def cost(heard: Heard) -> str:
         said = f"The student, predictions included, was {ratio:.1f} times as fast as the teacher. "
     return (
         f"<h2>Time for {heard.seconds:.1f} s</h2>"
-        + _table(("", "parameters", "time", "real-time factor"), rows)
-        + f"<p>{said}The real-time factor is time over length: below 1 keeps up with speech. One pass, heads apart.</p>"
+        + _table(("", "parameters", "time", "time / length"), rows)
+        + f"<p>{said}Below 1, time over length (the real-time factor) keeps up with speech. One pass, no heads.</p>"
     )
 
 
@@ -117,7 +117,7 @@ def _said(said: Said) -> str:
 
 def _cost(kind: str, model: Cost, seconds: float) -> str:
     return (
-        f"<tr><td>{kind} {escape(model.name)}</td><td>{model.parameters / 1e6:.1f} M</td>"
+        f"<tr><td>{kind}</td><td>{model.parameters / 1e6:.1f} M</td>"
         f"<td>{1000 * model.seconds:.0f} ms</td><td>{model.seconds / seconds:.3f}</td></tr>"
     )
 
