@@ -72,6 +72,8 @@ class Task(ABC):
     """Utterances of each split of the official corpus as SUPERB has them; what ``--dry-run`` compares with."""
     pooled: ClassVar[bool] = False
     """Whether all that the head hears of an utterance is the mean of its features over time."""
+    files_needed: ClassVar[int] = 1
+    """Files of a user that an answer is about; two where one is compared with another."""
     resample_by: ClassVar[str | None] = None
     """Key of a row by which the bootstrap draws rows together; None: each row by itself."""
 
