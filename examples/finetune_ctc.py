@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="DIR", help="for the fine-tuned model and its figures")
     add("--steps", type=int, default=2000, help="updates (default 2000)")
     add("--batch-size", type=int, default=8, help="clips an update (default 8)")
-    add("--lr", type=float, default=1e-3, help="highest learning rate (default 1e-3)")
+    add("--lr", type=float, default=5e-4, help="highest learning rate (default 5e-4)")
     add("--eval-steps", type=int, default=200, help="updates between evaluations on dev (default 200)")
     add("--workers", type=int, default=0, help="processes that decode audio (default 0)")
     add("--seed", type=int, default=0)

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 from s3prl_distiller.upstream.distiller.export.huggingface import writers
-from s3prl_distiller.upstream.distiller.model import DistillerModel
+from s3prl_distiller.upstream.distiller.model import DistillerModel, Encoder
 from s3prl_distiller.upstream.distiller.model_config import DistillerConfig
+from s3prl_distiller.upstream.distiller.student import read_student
 from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
 from s3prl_distiller import audio
@@ -135,6 +136,17 @@ def test_the_saved_model_gives_the_judged_transcripts(recogniser: Path):
             said = [processor.batch_decode(model(**inputs).logits.argmax(-1))[0] for _ in range(2)]
         assert said[0] == said[1] == row["hypothesis"]
         assert recognise({"raw": wave, "sampling_rate": 16000})["text"] == row["hypothesis"]
+
+
+def test_the_tuned_encoder_is_a_student_again(recogniser: Path, caplog: pytest.LogCaptureFixture):
+    """Nothing is missed, the normalisation of waveforms included."""
+    model = read_student(str(recogniser)).model.eval()
+    wave = torch.randn(1, 8000)
+    with torch.no_grad():
+        expected = AutoModelForCTC.from_pretrained(recogniser).base_model.eval()(wave).last_hidden_state
+        actual = Encoder.forward(model, wave, torch.tensor([8000])).hidden_states[-1]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+    assert not caplog.records
 
 
 def test_a_kept_front_end_gives_the_same_numbers(student: Path, sentences: Path, tmp_path: Path):
