@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import run_command
-from .speech import speech
+from .speech import speech, speech_files
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,7 +22,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = p.add_argument
-    add("student", metavar="CKPT", help="a states-STEP.ckpt, the folder of a run, or any other student")
+    add(
+        "student",
+        metavar="CKPT",
+        nargs="?",
+        help="a states-STEP.ckpt, the folder of a run, or any other student; with --with-head by default the run's own",
+    )
     add("--to", metavar="FORM", required=True, help=", ".join(forms))
     add("-o", "--output", metavar="DIR", type=Path, required=True, help="a folder for the files and the parity report")
     add("--force", action="store_true", help="write over files that are there")
@@ -30,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
         "--no-predictions",
         action="store_true",
         help="leave out the prediction heads, which downstream tasks do not use",
+    )
+    add(
+        "--with-head", metavar="RUN", type=Path, help="a run of run_downstream.py: from waveform to answer in one model"
     )
     add("--model-type", metavar="TYPE", help="with --to hf: hubert (default) or wav2vec2")
     add("--speech", metavar="PATH", nargs="+", type=Path, help="audio to check with (default: bundled speech)")
@@ -46,10 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     save, forms = _module("save"), _module("forms")
     save.check_folder(args.output, args.force)
+    if args.with_head is not None:
+        return _with_head(args)
+    if args.student is None:
+        raise ValueError("name the student: s3prl-distiller export CKPT ..., or a run with a head: --with-head RUN")
     student = _module("student", "").read_student(args.student)
     options = forms.Options(not args.no_predictions, args.model_type, not args.no_costs)
     forms.check(student, args.to, options)
     sys.stdout.write(save.export(student, args.to, args.output, speech(args.speech), options))
+    sys.stdout.write(f"\nAll of it is in {args.output}\n")
+    return 0
+
+
+def _with_head(args: argparse.Namespace) -> int:
+    run = importlib.import_module("s3prl_distiller.downstream.core.run")
+    head = importlib.import_module("s3prl_distiller.downstream.export.save")
+    if args.no_predictions or args.model_type:
+        raise ValueError("--no-predictions and --model-type are for a student alone: leave them out with --with-head")
+    trained, files = run.find_trained(args.with_head), speech_files(args.speech)
+    sys.stdout.write(head.export_head(trained, args.student, args.to, args.output, files, not args.no_costs))
     sys.stdout.write(f"\nAll of it is in {args.output}\n")
     return 0
 

@@ -21,12 +21,21 @@ def speech(paths: Sequence[Path] | None = None) -> list[Tensor]:
         ValueError: a file cannot be read, or there is none.
     """
     waves, seconds = [], 0.0
-    for path in _files(paths) if paths else _bundled():
+    for path in speech_files(paths):
         waves.append(audio.load(path))
         seconds += len(waves[-1]) / audio.SAMPLE_RATE
         if seconds >= _ENOUGH:
             break
     return waves
+
+
+def speech_files(paths: Sequence[Path] | None = None) -> list[Path]:
+    """Those files: all that are named, or a dozen that are bundled.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _files(paths) if paths else _bundled()
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

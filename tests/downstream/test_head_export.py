@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from s3prl_distiller.downstream.core import export, run
-from s3prl_distiller.downstream.core.graph import HeadGraph
+from s3prl_distiller.downstream.core import run
+from s3prl_distiller.downstream.export import save
+from s3prl_distiller.downstream.export.check import HeadDifference, Run, check_head
+from s3prl_distiller.downstream.export.graph import HeadGraph
+from s3prl_distiller.downstream.export.save import export_head, head_graph, onnx_translations
 from s3prl_distiller.upstream.distiller.export.graph import trace
 from s3prl_distiller.upstream.distiller.export.onnx import open_session, to_int8, to_onnx
 from s3prl_distiller.upstream.distiller.model import DistillerModel
@@ -23,6 +26,7 @@ from s3prl_distiller.upstream.distiller.model_config import DistillerConfig
 from s3prl_distiller.upstream.distiller.student import s3prl_states
 
 from s3prl_distiller import audio, checkpoint
+from s3prl_distiller.cli.main import main
 from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.engine.randomness import seed
 
@@ -65,7 +69,7 @@ class Exported(NamedTuple):
 
 def write(graph: HeadGraph, path: Path) -> None:
     program = trace(graph, graph.conv_layers, graph.shortest)
-    to_onnx(program, graph.outputs, graph.metadata, path, export.onnx_translations())
+    to_onnx(program, graph.outputs, graph.metadata, path, onnx_translations())
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,7 @@ def export_task(train, tmp_path_factory) -> Callable[[str], Exported]:
     @cache
     def export_task(task: str) -> Exported:
         trained = train(task, "student")
-        graph, path = export.head_graph(trained, trained.saved["settings"]["upstream"]["name"]), folder / f"{task}.onnx"
+        graph, path = head_graph(trained, trained.saved["settings"]["upstream"]["name"]), folder / f"{task}.onnx"
         write(graph, path)
         return Exported(trained, graph, path)
 
@@ -116,7 +120,7 @@ def files(speech_files) -> list[Path]:
     return [*speech_files[:2], *speech_files[24:28]]
 
 
-def by_onnx(path: Path, outputs: tuple[str, ...]) -> export.Run:
+def by_onnx(path: Path, outputs: tuple[str, ...]) -> Run:
     session = open_session(path)
     assert [output.name for output in session.get_outputs()] == list(outputs)
     return lambda wave, lengths: dict(
@@ -124,7 +128,7 @@ def by_onnx(path: Path, outputs: tuple[str, ...]) -> export.Run:
     )
 
 
-def by_torch(graph: HeadGraph) -> export.Run:
+def by_torch(graph: HeadGraph) -> Run:
     @torch.no_grad()
     def run(wave: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
         answer = graph(torch.from_numpy(wave), torch.from_numpy(lengths))
@@ -133,7 +137,7 @@ def by_torch(graph: HeadGraph) -> export.Run:
     return run
 
 
-def check(found: list[export.HeadDifference], outputs: tuple[str, ...]) -> None:
+def check(found: list[HeadDifference], outputs: tuple[str, ...]) -> None:
     assert [row.output for row in found] == [*outputs] * 2 and len({row.case for row in found}) == 2
     for row in found:
         assert row.largest < 1e-4 * max(1, row.scale) and row.mean <= row.largest, row
@@ -155,14 +159,14 @@ ANSWERS = {
 def test_onnx_says_what_the_run_says(task, export_task, files):
     trained, graph, path = export_task(task)
     assert graph.outputs == ANSWERS[task] and graph.task.name == task
-    check(export.check_head(graph, by_onnx(path, graph.outputs), trained, files), graph.outputs)
+    check(check_head(graph, by_onnx(path, graph.outputs), trained, files), graph.outputs)
 
 
 @pytest.mark.parametrize("task", ["pr", "sf"])
 def test_other_sequences(task, train, files):
     trained = train(task, "student")
-    graph = export.head_graph(trained)
-    check(export.check_head(graph, by_torch(graph), trained, files), ("frames", "logits"))
+    graph = head_graph(trained)
+    check(check_head(graph, by_torch(graph), trained, files), ("frames", "logits"))
 
 
 @pytest.mark.parametrize(
@@ -184,14 +188,14 @@ def test_other_sequences(task, train, files):
 )
 def test_settings_of_the_upstream(name, upstream, train, files):
     trained = train("ks", name, **upstream)
-    graph = export.head_graph(trained)
-    check(export.check_head(graph, by_torch(graph), trained, files[2:]), graph.outputs)
+    graph = head_graph(trained)
+    check(check_head(graph, by_torch(graph), trained, files[2:]), graph.outputs)
 
 
 def test_what_the_head_does_not_need_is_left_out(train, students):
     sizes = {}
     for layer in (0, 1, 3):
-        graph = export.head_graph(train("ks", "pre-norm", layer=layer))
+        graph = head_graph(train("ks", "pre-norm", layer=layer))
         sizes[layer] = sum(parameter.numel() for parameter in graph.student.parameters())
     assert sizes[0] < sizes[1] < sizes[3]
 
@@ -201,10 +205,10 @@ def test_int8(task, export_task, files, tmp_path):
     import onnx
 
     trained, _, path = export_task(task)
-    graph, wide, small = export.head_graph(trained, for_int8=True), tmp_path / "wide.onnx", tmp_path / "small.onnx"
+    graph, wide, small = head_graph(trained, for_int8=True), tmp_path / "wide.onnx", tmp_path / "small.onnx"
     write(graph, wide)
     to_int8(wide, small)
-    for row in export.check_head(graph, by_onnx(small, graph.outputs), trained, files):
+    for row in check_head(graph, by_onnx(small, graph.outputs), trained, files):
         assert row.output == "frames" or (row.cosine > 0.99 and row.largest > 1e-6), row
     assert small.stat().st_size < path.stat().st_size
     operators = {node.op_type for node in onnx.load(small).graph.node}
@@ -249,8 +253,8 @@ def test_the_shortest_utterance(export_task):
 def test_another_upstream_is_refused(train, students):
     trained = train("ks", "student")
     with pytest.raises(ValueError, match="was trained on .*0.ckpt .* is not what .*1.ckpt is now .* others"):
-        export.head_graph(trained, students["pre-norm"])
-    assert export.head_graph(trained, students["student"]).task.name == "ks"
+        head_graph(trained, students["pre-norm"])
+    assert head_graph(trained, students["student"]).task.name == "ks"
 
 
 def test_another_upstream_is_refused_though_the_run_has_weights_of_its_own(train, students, tmp_path):
@@ -260,17 +264,17 @@ def test_another_upstream_is_refused_though_the_run_has_weights_of_its_own(train
     states["Distiller"]["post_extract_proj.bias"] = states["Distiller"]["post_extract_proj.bias"] + 1
     checkpoint.save_torch(states, Path(other))
     with pytest.raises(ValueError, match="was trained on .*0.ckpt .* is not what .*other.ckpt is now"):
-        export.head_graph(trained, other)
-    assert export.head_graph(trained, students["student"]).task.name == "ks"
+        head_graph(trained, other)
+    assert head_graph(trained, students["student"]).task.name == "ks"
 
 
 def test_what_cannot_be_exported(train):
     with pytest.raises(ValueError, match="fbank runs as the s3prl hub gives it .* cannot be exported"):
-        export.head_graph(train("ks", "fbank"))
+        head_graph(train("ks", "fbank"))
     with pytest.raises(ValueError, match="hears the middle 1.5 s of an utterance"):
-        export.head_graph(train("ks", "student", "data.eval_crop_seconds=1.5"))
+        head_graph(train("ks", "student", "data.eval_crop_seconds=1.5"))
     with pytest.raises(ValueError, match="a head of sd cannot be exported"):
-        export.head_graph(train("sd", "student", "task.hidden_size=8"))
+        head_graph(train("sd", "student", "task.hidden_size=8"))
 
 
 def example(name: str, model: Path, recording: Path) -> str:
@@ -328,3 +332,41 @@ def test_example_of_transcripts(export_task, recording):
     trained, _, path = export_task("asr")
     words = said(trained, recording).rsplit(" (confidence", 1)[0]
     assert words and example("onnx_transcript.py", path, recording).strip() == words
+
+
+def test_the_whole_export_through_the_command(train, students, files, tmp_path, capsys):
+    trained = train("ks", "student")
+    audio_files = [*map(str, files[:4])]
+    command = ["export", "--with-head", str(trained.run), "--speech", *audio_files]
+    assert main([*command, "--to", "onnx", "-o", str(tmp_path / "ks")]) == 0
+    text = capsys.readouterr().out
+    assert "It holds on 4 files" in text and "peak memory" in text and (tmp_path / "ks" / "parity.md").is_file()
+    figures = json.loads((tmp_path / "ks" / "parity.json").read_text())
+    assert figures["task"] == "ks" and {check["agreement"] for check in figures["checks"]} == {1.0}
+    assert figures["size"] == (tmp_path / "ks" / "model.onnx").stat().st_size and figures["seconds"] > 0
+    assert main([*command, "--to", "torch-export", "-o", str(tmp_path / "pt2"), "--no-costs"]) == 0
+    capsys.readouterr()
+    for more, words in (
+        (["--to", "hf", "-o", str(tmp_path / "hf")], "with a head, --to takes onnx, onnx-int8, torch-export"),
+        (["--to", "onnx", "-o", str(tmp_path / "ks")], "is not empty"),
+        (["--to", "onnx", "-o", str(tmp_path / "x"), "--model-type", "hubert"], "are for a student alone"),
+    ):
+        assert main([*command, *more]) == 2 and words in capsys.readouterr().err
+    other = ["export", students["pre-norm"], *command[1:], "--to", "onnx", "-o", str(tmp_path / "x")]
+    assert main(other) == 2 and "its weights are others" in capsys.readouterr().err
+    assert main(["export", "--to", "onnx", "-o", str(tmp_path / "x")]) == 2
+    assert "name the student" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_an_export_that_answers_otherwise_is_not_written(train, files, tmp_path, monkeypatch):
+    trained = train("ks", "student")
+    honest = save._write
+
+    def spoiled(graph, form, path):
+        graph.head.linear.bias.data[0] += 0.01
+        honest(graph, form, path)
+
+    monkeypatch.setattr(save, "_write", spoiled)
+    with pytest.raises(ValueError, match="does not answer as the run does, and was not written: logits, alone"):
+        export_head(trained, None, "torch-export", tmp_path / "out", files[:2], costs=False)
+    assert not list(tmp_path.iterdir())

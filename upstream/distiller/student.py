@@ -139,6 +139,7 @@ def download_huggingface(repository: str) -> Path:
         patterns = [
             "config.json",
             "preprocessor_config.json",
+            "processor_config.json",
             "model.safetensors",
             "pytorch_model.bin",
             HEADS,
@@ -167,11 +168,11 @@ def _from_s3prl(path: Path) -> Student:
 
 
 def _from_huggingface(path: Path, config: Mapping[str, Any]) -> Student:
-    preprocessor = path / "preprocessor_config.json"
-    if not preprocessor.is_file():
+    preprocessor = _preprocessor(path)
+    if preprocessor is None:
         log.warning("%s has no preprocessor_config.json: its waveforms are taken as not normalised", path)
     try:
-        encoder = huggingface_config(config, checkpoint.load_json(preprocessor) if preprocessor.is_file() else None)
+        encoder = huggingface_config(config, preprocessor)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / checkpoint.CONFIG} describes no student that can be read: {error}") from None
     weights_file = path / checkpoint.WEIGHTS
@@ -185,6 +186,16 @@ def _from_huggingface(path: Path, config: Mapping[str, Any]) -> Student:
     # Hugging Face's form has no place for prediction heads: a student without any.
     model = _build({**vars(encoder), "n_tasks": 0, "task_emb_type": "none", "out_layer_type": "none"}, path)
     return Student(_fill(model, weights, path), {}, None, "huggingface", path)
+
+
+def _preprocessor(path: Path) -> dict[str, Any] | None:
+    """What says whether waveforms are normalised: a file, or (of transformers 5) a section of the processor's."""
+    if (path / "preprocessor_config.json").is_file():
+        return checkpoint.load_json(path / "preprocessor_config.json")
+    if (path / "processor_config.json").is_file():
+        section = checkpoint.load_json(path / "processor_config.json").get("feature_extractor")
+        return section if isinstance(section, dict) else None
+    return None
 
 
 def _with_heads(path: Path, encoder: dict[str, Tensor]) -> Student:

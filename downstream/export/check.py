@@ -1,4 +1,4 @@
-"""Export upstream and head of a run as one model, and check that it answers as the run does."""
+"""Whether an exported model answers as its run does."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from s3prl_distiller import audio
 
-from ...upstream.distiller.export.onnx import OPSET
-from .expert import DownstreamExpert, check_upstream
+from ..core.expert import DownstreamExpert
+from ..core.run import Trained, restore, user_utterance
 from .graph import HeadGraph
-from .run import Trained, from_saved, restore, user_utterance
 
 Run = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 """An exported model: waveforms (B, samples) and lengths (B,) in, arrays by the name of an output out."""
@@ -27,8 +26,6 @@ Run = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 _CPU = torch.device("cpu")
 _TOGETHER = 4
 """Utterances in a padded batch of the check."""
-_INT32 = 6
-"""ONNX's number for the type."""
 
 
 @dataclass(frozen=True)
@@ -55,47 +52,6 @@ class HeadDifference:
     cosine: float | None
     frames: float | None
     agreement: float | None
-
-
-def head_graph(trained: Trained, source: str | None = None, for_int8: bool = False) -> HeadGraph:
-    """Upstream and head of a run as a module to trace.
-
-    Args:
-        trained: the checkpoint of the run.
-        source: the upstream: a checkpoint, a folder or a name in the s3prl hub; None: the one that the run names.
-        for_int8: whether the graph's weights will be brought to 8 bits, which takes a front end that scales its rows.
-
-    Raises:
-        ValueError: the head was trained on another upstream than ``source``, or cannot be exported.
-    """
-    options = {} if source is None else {"upstream": {"name": str(source), "ckpt": None}}
-    expert = restore(trained, from_saved(trained, options, []), _CPU, None)
-    if source is not None:
-        check_upstream(trained.saved, expert.upstream, trained.checkpoint, even_trained=True)
-    return HeadGraph(expert, for_int8)
-
-
-def onnx_translations() -> dict[Any, Any]:
-    """ONNX functions for the operations of a head that torch does not know, as ``torch.onnx.export`` takes them."""
-    import onnxscript
-
-    op: Any = getattr(onnxscript, f"opset{OPSET}")
-
-    def lstm(features: Any, lengths: Any, inputs: Any, recurrent: Any, biases: Any) -> Any:
-        directions, _, hidden = recurrent.shape
-        states, _, _ = op.LSTM(
-            op.Transpose(features, perm=[1, 0, 2]),
-            inputs,
-            recurrent,
-            biases,
-            op.Cast(lengths, to=_INT32),
-            direction="bidirectional" if directions == 2 else "forward",
-            hidden_size=hidden,
-        )
-        # (T, directions, B, H) to (B, T, directions * H).
-        return op.Reshape(op.Transpose(states, perm=[2, 0, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
-
-    return {torch.ops.s3prl_distiller.lstm.default: lstm}
 
 
 def check_head(graph: HeadGraph, run: Run, trained: Trained, files: Sequence[Path]) -> list[HeadDifference]:

@@ -14,10 +14,10 @@ from ...upstream.distiller.export.graph import check_one_batch, describe, for_gr
 from ...upstream.distiller.frontend import frame_lengths, receptive_field
 from ...upstream.distiller.model import DistillerModel, Encoder
 from ...upstream.distiller.twin import build_twin, mismatch
+from ..core.config import DownstreamConfig
+from ..core.expert import DownstreamExpert
+from ..core.upstream import Upstream, probe
 from ..heads.folded import fold_lstms
-from .config import DownstreamConfig
-from .expert import DownstreamExpert
-from .upstream import Upstream, probe
 
 
 class HeadGraph(nn.Module):

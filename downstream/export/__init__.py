@@ -1,0 +1,1 @@
+"""Upstream and head of a run as one model, proved by what it answers."""

@@ -1,0 +1,256 @@
+"""Write upstream and head of a run as one model, prove it, and only then put it where it was asked for."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from s3prl_distiller import checkpoint
+from s3prl_distiller.machine import device_name, versions
+
+from ...upstream.distiller.export.graph import INPUTS, trace
+from ...upstream.distiller.export.onnx import OPSET, open_session, require_onnx, to_int8, to_onnx
+from ...upstream.distiller.export.peak import peak_memory
+from ...upstream.distiller.export.report import FIGURES, PAGE
+from ...upstream.distiller.export.runners import FILES
+from ...upstream.distiller.export.save import beside
+from ..core.expert import check_upstream
+from ..core.run import Trained, from_saved, restore
+from .check import HeadDifference, Run, check_head
+from .graph import HeadGraph
+
+FORMS = ("onnx", "onnx-int8", "torch-export")
+
+_CPU = torch.device("cpu")
+_INT32 = 6
+"""ONNX's number for the type."""
+_SECONDS, _RUNS = 15.0, 5
+_LARGEST, _COSINE = 1e-4, 0.99
+
+
+def head_graph(trained: Trained, source: str | None = None, for_int8: bool = False) -> HeadGraph:
+    """Upstream and head of a run as a module to trace.
+
+    Args:
+        trained: the checkpoint of the run.
+        source: the upstream: a checkpoint, a folder or a name in the s3prl hub; None: the one that the run names.
+        for_int8: whether the graph's weights will be brought to 8 bits, which takes a front end that scales its rows.
+
+    Raises:
+        ValueError: the head was trained on another upstream than ``source``, or cannot be exported.
+    """
+    options = {} if source is None else {"upstream": {"name": str(source), "ckpt": None}}
+    expert = restore(trained, from_saved(trained, options, []), _CPU, None)
+    if source is not None:
+        check_upstream(trained.saved, expert.upstream, trained.checkpoint, even_trained=True)
+    return HeadGraph(expert, for_int8)
+
+
+def onnx_translations() -> dict[Any, Any]:
+    """ONNX functions for the operations of a head that torch does not know, as ``torch.onnx.export`` takes them."""
+    import onnxscript
+
+    op: Any = getattr(onnxscript, f"opset{OPSET}")
+
+    def lstm(features: Any, lengths: Any, inputs: Any, recurrent: Any, biases: Any) -> Any:
+        directions, _, hidden = recurrent.shape
+        states, _, _ = op.LSTM(
+            op.Transpose(features, perm=[1, 0, 2]),
+            inputs,
+            recurrent,
+            biases,
+            op.Cast(lengths, to=_INT32),
+            direction="bidirectional" if directions == 2 else "forward",
+            hidden_size=hidden,
+        )
+        # (T, directions, B, H) to (B, T, directions * H).
+        return op.Reshape(op.Transpose(states, perm=[2, 0, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
+
+    return {torch.ops.s3prl_distiller.lstm.default: lstm}
+
+
+def export_head(
+    trained: Trained, source: str | None, form: str, folder: Path, files: Sequence[Path], costs: bool = True
+) -> str:
+    """Export upstream and head of a run into a folder, with the report.
+
+    Args:
+        trained: the checkpoint of the run.
+        source: as of :func:`head_graph`.
+        form: one of :data:`FORMS`.
+        folder: for the files. Others that it holds stay; those of the same names are replaced.
+        files: of audio, to check with.
+        costs: whether speed and memory are measured.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: the head cannot be had in that form, or the export does not answer as the run does: then nothing is
+            written.
+    """
+    if form not in FORMS:
+        raise ValueError(f"with a head, --to takes {', '.join(FORMS)}, and not {form!r}")
+    if form != "torch-export":
+        require_onnx()
+    graph = head_graph(trained, source, for_int8=form == "onnx-int8")
+    with beside(folder) as temporary:
+        path = temporary / FILES[form]
+        _write(graph, form, path)
+        run = _open(path, form, graph)
+        rows = check_head(graph, run, trained, files)
+        problem = _problem(rows, form)
+        if problem is not None:
+            raise ValueError(f"the export to {form} does not answer as the run does, and was not written: {problem}")
+        cost = _cost(graph, run, form, temporary) if costs else {}
+        text = _page(graph, trained, form, rows, cost, len(files))
+        figures = {
+            "form": form,
+            "task": graph.task.name,
+            "run": trained.run.name,
+            "files": len(files),
+            "checks": [asdict(row) for row in rows],
+            **cost,
+            "threads": torch.get_num_threads(),
+            "device": device_name(_CPU),
+            "versions": versions(),
+        }
+        checkpoint.save_json(figures, temporary / FIGURES)
+        checkpoint.save_text(text, temporary / PAGE)
+    return text
+
+
+def _write(graph: HeadGraph, form: str, path: Path) -> None:
+    program = trace(graph, graph.conv_layers, graph.shortest)
+    if form == "torch-export":
+        more = {"outputs.json": json.dumps(graph.outputs), "metadata.json": json.dumps(graph.metadata)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(program, path, extra_files=more)
+        return
+    wide = path.with_name("float32.onnx") if form == "onnx-int8" else path
+    to_onnx(program, graph.outputs, graph.metadata, wide, onnx_translations())
+    if form == "onnx-int8":
+        to_int8(wide, path)
+        wide.unlink()
+
+
+def _open(path: Path, form: str, graph: HeadGraph) -> Run:
+    """The model as its users run it, from its file."""
+    if form == "torch-export":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.export.load(path).module()
+
+        @torch.no_grad()
+        def run(wave: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+            found = module(torch.from_numpy(wave), torch.from_numpy(lengths))
+            return {name: value.numpy() for name, value in zip(graph.outputs, found, strict=True)}
+
+        return run
+    session = open_session(path)
+
+    def run_onnx(wave: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        found = session.run(list(graph.outputs), dict(zip(INPUTS, (wave, lengths), strict=True)))
+        return dict(zip(graph.outputs, found, strict=True))
+
+    return run_onnx
+
+
+def _asked(form: str) -> str:
+    if form == "onnx-int8":
+        return f"the cosine of each output, or of each of its frames, with the run's is at least {_COSINE:g}"
+    return f"all answers are the run's, and no number differs by more than {_LARGEST:g} (of its RMS, where above 1)"
+
+
+def _problem(rows: Sequence[HeadDifference], form: str) -> str | None:
+    """What does not hold, in words; None where all does."""
+    for row in rows:
+        agreement = 1.0 if row.agreement is None else row.agreement
+        cosine = 1.0 if row.cosine is None else row.cosine
+        if form == "onnx-int8":
+            holds = cosine >= _COSINE
+        else:
+            holds = agreement == 1 and row.largest <= _LARGEST * max(1.0, row.scale)
+        if not holds:
+            return (
+                f"{row.output}, {row.case}: largest difference {row.largest:.2g}, lowest cosine {cosine:.4f}, "
+                f"{100 * agreement:.0f} % of the answers are the same (asked: {_asked(form)})"
+            )
+    return None
+
+
+def _cost(graph: HeadGraph, run: Run, form: str, folder: Path) -> dict[str, Any]:
+    """Size, time for one utterance and memory; time and weights of the run's own model beside them."""
+    wave = torch.randn(1, round(_SECONDS * 16_000), generator=torch.Generator().manual_seed(0)) * 0.1
+    lengths = torch.tensor([wave.shape[1]])
+
+    def own() -> None:
+        with torch.no_grad():
+            graph(wave, lengths)
+
+    def exported() -> None:
+        run(wave.numpy(), lengths.numpy())
+
+    pair: tuple[Callable[[], None], ...] = (own, exported)
+    times: list[list[float]] = [[], []]
+    for _ in range(_RUNS + 1):
+        for measured, kept in zip(pair, times, strict=True):
+            begun = time.perf_counter()
+            measured()
+            kept.append(time.perf_counter() - begun)
+    medians = [statistics.median(kept[1:]) for kept in times]
+    return {
+        "weights": sum(parameter.nbytes for parameter in graph.parameters()),
+        "size": (folder / FILES[form]).stat().st_size,
+        "seconds_in_torch": medians[0],
+        "seconds": medians[1],
+        "peak_memory": peak_memory(form, folder, _SECONDS, torch.get_num_threads()),
+    }
+
+
+def _page(
+    graph: HeadGraph, trained: Trained, form: str, rows: Sequence[HeadDifference], cost: dict[str, Any], files: int
+) -> str:
+    lines = [f"# {graph.task.name} of {trained.run.name} as one model ({form})", ""]
+    lines += [f"Asked: {_asked(form)}. It holds on {files} files.", ""]
+    if cost:
+        memory = cost["peak_memory"]
+        threads = torch.get_num_threads()
+        lines += [
+            f"- {cost['size'] / 1e6:.1f} MB; the weights of upstream and head are {cost['weights'] / 1e6:.1f} MB",
+            f"- an utterance of {_SECONDS:g} s: {1000 * cost['seconds']:.0f} ms, in torch "
+            f"{1000 * cost['seconds_in_torch']:.0f} ms ({device_name(_CPU)}, {threads} "
+            f"thread{'' if threads == 1 else 's'})",
+            f"- peak memory: {'not measured' if memory is None else f'{memory / 1e6:.0f} MB'}",
+        ]
+    kind = "" if form == "torch-export" else f"Opset {OPSET}. "
+    lines += [
+        f"- {kind}Inputs: `waveform` (batch, samples) float32, zero-padded, at 16 kHz; `lengths` (batch) int64",
+        f"- outputs: {', '.join(f'`{name}`' for name in graph.outputs)}",
+        f"- any batch, any length from {graph.shortest} samples up; labels and all else that one must know are in the "
+        f"file's metadata: {', '.join(f'`{key}`' for key in graph.metadata)}",
+        "",
+        "| files | output | largest difference | mean | lowest cosine | frames of the same class | same answers |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {row.case} | {row.output} | {row.largest:.1e} | {row.mean:.1e} | "
+            f"{'' if row.cosine is None else f'{row.cosine:.6f}'} | {_share(row.frames)} | {_share(row.agreement)} |"
+            for row in rows
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
