@@ -80,6 +80,7 @@ class Task(base.Task):
     metric = "eer"
     higher_is_better = False
     units = {"eer": "%"}
+    files_needed = 2
     resample_by = "speaker"
     shortest_frames = MIN_FRAMES
     judged = ("dev", "test")  # training utterances make no trials

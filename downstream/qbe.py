@@ -71,6 +71,7 @@ class Task(base.Task):
     higher_is_better = True
     trained = False
     all_layers = True
+    files_needed = 2
     resample_by = "query"
     units = {"mtwv": "%", "mtwv_trials": "%"}
     published = {"dev": 138 + 2438, "test": 138 + 2438}

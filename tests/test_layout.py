@@ -142,7 +142,7 @@ def test_entry_points_name_what_is_there(setup_cfg):
 
 FLOORS = {
     0: ["audio", "checkpoint", "registry", "settings", "hub"],
-    1: [f"upstream.distiller.{name}" for name in ("model", "encoder", "frontend", "model_config")],
+    1: [f"upstream.distiller.{name}" for name in ("model", "encoder", "frontend", "model_config", "similarity")],
     2: [
         f"upstream.distiller.{name}"
         for name in (
@@ -204,7 +204,8 @@ def test_arithmetic_knows_no_files():
         "yaml",
     }
     models = [
-        ROOT / "upstream" / "distiller" / f"{name}.py" for name in ("frontend", "encoder", "model_config", "model")
+        ROOT / "upstream" / "distiller" / f"{name}.py"
+        for name in ("frontend", "encoder", "model_config", "model", "similarity")
     ]
     for path in [*models, *(ROOT / "downstream" / "heads").glob("*.py")]:
         assert not {found.split(".")[0] for found in imports(path)} & barred, path

@@ -23,7 +23,7 @@ from .config import DownstreamConfig, schema
 from .expert import FORMAT, SEARCH_FORMAT, DownstreamExpert, check_upstream
 from .s3prl_names import translate
 from .search import choose
-from .task import Task
+from .task import Row, Task
 from .upstream import Upstream, load_upstream
 
 log = logging.getLogger(__name__)
@@ -217,22 +217,33 @@ def restore(
 
 
 def infer(expert: DownstreamExpert, paths: Sequence[Path], device: torch.device) -> Iterator[str]:
-    """What the task says of a user's own files, or of all audio in a folder.
+    """What the task says of a user's own files, or of all audio in a folder: a line or more for each.
 
     Raises:
         ValueError: a file cannot be read, or there is none.
     """
+    files = _audio_files(paths)
+    names = set(map(str, files))
+    for row, words in hear(expert, files, device):
+        # A row of one file says what was heard in it; one of several names them itself.
+        if row["id"] in names:
+            words = f"{row['id']}: {words}" if "\n" not in words else f"{row['id']}:\n{words}"
+        yield words
+
+
+def hear(expert: DownstreamExpert, files: Sequence[Path], device: torch.device) -> Iterator[tuple[Row, str]]:
+    """What the task says of files, in their order: each prediction, and the same in words.
+
+    Raises:
+        ValueError: a file cannot be read, or is too short.
+    """
     task, config = expert.task, expert.config
-    utterances = [user_utterance(path, config.data.min_seconds) for path in _audio_files(paths)]
+    utterances = [user_utterance(path, config.data.min_seconds) for path in files]
     autocast, _ = precision(config.runner.precision, device)
     place = {utterance.id: index for index, utterance in enumerate(utterances)}
     outputs = sorted(expert.predict(utterances, autocast, device), key=lambda output: place[output["id"]])
     for row in task.rows(outputs, None):
-        words = task.say(row)
-        # A row of one file says what was heard in it; one of several names them itself.
-        if row["id"] in place:
-            words = f"{row['id']}: {words}" if "\n" not in words else f"{row['id']}:\n{words}"
-        yield words
+        yield row, task.say(row)
 
 
 def untrained(name: str, config: DownstreamConfig, device: torch.device) -> DownstreamExpert:

@@ -74,6 +74,8 @@ class Task(ABC):
     """Whether all that the head hears of an utterance is the mean of its features over time."""
     shortest_frames: ClassVar[int] = 1
     """What an utterance needs for an answer."""
+    files_needed: ClassVar[int] = 1
+    """Files of a user that an answer is about; two where one is compared with another."""
     resample_by: ClassVar[str | None] = None
     """Key of a row by which the bootstrap draws rows together; None: each row by itself."""
 

@@ -65,12 +65,12 @@ def _compared(student: Any, args: argparse.Namespace) -> str:
     if form is None:
         return "The source is a checkpoint of ours: its weights are taken as they are.\n"
     parity, report, runners = (_module(f"export.{name}") for name in ("parity", "report", "runners"))
-    alone = student.model.config.extractor_mode == "default"
+    padding = report.lets_padding_in(student.model.config)
     run = runners.open_runner(form, student.path)
-    checks = parity.compare(student.model.eval(), form, run, speech(args.speech), judge_padding=not alone)
+    checks = parity.compare(student.model.eval(), form, run, speech(args.speech), judge_padding=not padding)
     if (problem := report.broken(checks, parity.FLOAT32)) is not None:
         raise ValueError(f"{args.source} gives other numbers here than where it comes from: {problem}")
-    notes = [report.OVER_PADDING] if alone else []
+    notes = [padding] if padding else []
     return report.page(f"{args.source}, here and where it comes from", checks, parity.FLOAT32, None, notes)
 
 

@@ -46,6 +46,12 @@ class Student:
     form: str
     path: Path
 
+    @property
+    def teacher(self) -> str | None:
+        """What it was distilled from, as its run named it; None: it does not say."""
+        name = self.training.get("teacher", {}).get("model")
+        return name if isinstance(name, str) else None
+
 
 def load_student(source: str | os.PathLike) -> DistillerModel:
     """The model of :func:`read_student`."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..encoder import WeightNormConv, same_length_conv
 from ..frontend import ConvLayer, receptive_field
-from ..model import DistillerModel, DistillerOutput, Encoder
+from ..model import DistillerModel, DistillerOutput, Encoder, SplitLinear
 from ..model_config import DistillerConfig, EncoderConfig
-from .rows import RowFrontEnd
+from .rows import RowFrontEnd, RowLinear, SplitRowLinear
 
 AnyEncoder = TypeVar("AnyEncoder", bound=Encoder)
 
@@ -31,7 +31,7 @@ class StudentGraph(nn.Module):
 
     Args:
         model: the student; it is copied.
-        for_int8: whether rows of the front end are scaled one by one, which products in 8 bits need.
+        for_int8: whether rows are scaled one by one before they are multiplied, which 8 bits need.
 
     Attributes:
         outputs: names of what it returns.
@@ -129,6 +129,10 @@ def for_graph(model: AnyEncoder, for_int8: bool = False) -> AnyEncoder:
         for name, child in parent.named_children():
             if isinstance(child, WeightNormConv):
                 setattr(parent, name, _FoldedConv(child))
+            elif for_int8 and isinstance(child, nn.Linear):
+                setattr(parent, name, RowLinear(child))
+            elif for_int8 and isinstance(child, SplitLinear) and child.parts > 1:
+                setattr(parent, name, SplitRowLinear(child))
     return made
 
 

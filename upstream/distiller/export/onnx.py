@@ -35,7 +35,7 @@ def to_onnx(
     Args:
         program: from :func:`~.graph.trace`.
         outputs: names of what it returns.
-        metadata: kept in the file; ONNX Runtime hands it out again.
+        metadata: kept in the file; ONNX Runtime hands it out again. Less than its ``shortest_samples`` is an error.
         path: of the file.
         translations: ONNX functions for custom operations, as ``torch.onnx.export`` takes them.
 
@@ -78,9 +78,39 @@ def _finish(path: Path, outputs: Sequence[str], metadata: Mapping[str, str]) -> 
     for value, name in zip(model.graph.output, outputs, strict=True):
         _name_dimensions(value, frames.get(name, ("batch", "frames")))
     del model.graph.value_info[:]
+    _refuse_short(model.graph, int(metadata["shortest_samples"]))
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def _refuse_short(graph: Any, shortest: int) -> None:
+    """Let the runtime fail on utterances without a frame.
+
+    ONNX has no operation for that. An index out of bounds is an error everywhere, and the name of the operation that
+    fails is part of its message.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    given, checked = INPUTS[1], f"{INPUTS[1]}_checked"
+    for node in graph.node:
+        node.input[:] = [checked if name == given else name for name in node.input]
+    constants = {"shortest": np.array(shortest, np.int64), "nothing": np.zeros(1, np.int64)}
+    graph.initializer.extend(numpy_helper.from_array(value, f"check_{name}") for name, value in constants.items())
+    nodes = [
+        helper.make_node("ReduceMin", [given], ["check_least"], keepdims=0),
+        helper.make_node("Less", ["check_least", "check_shortest"], ["check_fails"]),
+        helper.make_node("Cast", ["check_fails"], ["check_index"], to=TensorProto.INT64),
+        helper.make_node(
+            "Gather",
+            ["check_nothing", "check_index"],
+            ["check_zero"],
+            name=f"an_utterance_is_shorter_than_{shortest}_samples",
+        ),
+        helper.make_node("Add", [given, "check_zero"], [checked]),
+    ]
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
 
 
 def _name_dimensions(value: Any, names: Sequence[str]) -> None:

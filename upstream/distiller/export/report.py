@@ -10,15 +10,24 @@ import torch
 
 from s3prl_distiller.machine import device_name, versions
 
+from ..model_config import EncoderConfig
 from .parity import SECONDS, Check, Cost, Tolerance
 
 PAGE, FIGURES = "parity.md", "parity.json"
 
-OVER_PADDING = (
-    "Batches of several lengths are not judged: elsewhere the first layer's normalisation is over padding too, so that "
-    "an utterance's features depend on the batch. There, give such a model one utterance at a time, or utterances of "
-    "one length."
-)
+
+def lets_padding_in(config: EncoderConfig) -> str | None:
+    """Why transformers and s3prl make an utterance's features depend on the batch it is in; None where they do not."""
+    if config.extractor_mode == "default":
+        where = "the first layer's normalisation is over padding too"
+    elif config.conv_pos_depth > 1:
+        where = "stacked convolutions of the positions reach into padding"
+    else:
+        return None
+    return (
+        f"Batches of several lengths are not judged: elsewhere {where}, so that an utterance's features depend on the "
+        "batch. There, give such a model one utterance at a time, or utterances of one length."
+    )
 
 
 def figures(

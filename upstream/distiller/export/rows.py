@@ -8,7 +8,7 @@ mean and covariance of what it filters.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..fast.front_end import finish, scale_and_shift
 from ..frontend import ConvBlock, ConvFrontEnd, GroupNormOverTime, frame_lengths
+from ..model import SplitLinear
 
 
 class RowFrontEnd(nn.Module):
@@ -24,8 +25,7 @@ class RowFrontEnd(nn.Module):
 
     Args:
         front_end: whose weights it takes.
-        scaled: whether rows are brought to a largest value of 1 before they are multiplied, and the products back: in
-            8 bits with one scale for all rows, those of quiet frames would be lost.
+        scaled: see :func:`products`. In 8 bits with one scale for all rows, those of quiet frames would be lost.
     """
 
     def __init__(self, front_end: ConvFrontEnd, scaled: bool = False):
@@ -108,14 +108,45 @@ class RowLayer(nn.Module):
         channels = x.shape[2]
         rows = x.reshape(x.shape[0], -1, self.stride * channels)
         parts = list(_ahead(rows, self.kernel, self.stride, channels))
-        scale = _largest(parts) if self.scaled else None
-        total = sum(
-            (part if scale is None else part / scale) @ weight
-            for part, weight in zip(parts, self.products, strict=True)
-        )
-        assert isinstance(total, Tensor)
-        total = total if scale is None else total * scale
-        return finish(self.block, total if self.bias is None else total + self.bias)
+        return finish(self.block, products(parts, self.products, self.bias, self.scaled))
+
+
+class RowLinear(nn.Module):
+    """A linear layer whose rows are scaled one by one: (B, T, I) to (B, T, O)."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(linear.weight.detach().t()), linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return products([x], [self.weight], self.bias, scaled=True)
+
+
+class SplitRowLinear(nn.Module):
+    """Stands in for a :class:`~..model.SplitLinear` of several parts, with a product for each."""
+
+    def __init__(self, split: SplitLinear):
+        super().__init__()
+        self.parts = nn.ParameterList(nn.Parameter(weight) for weight in split.weight.detach())
+        self.bias = split.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        each = x.unflatten(-1, (len(self.parts), -1)).unbind(2)
+        made = [products([part], [weight], None, scaled=True) for part, weight in zip(each, self.parts, strict=True)]
+        return torch.cat(made, -1) + self.bias.flatten(2)
+
+
+def products(parts: Sequence[Tensor], weights: Iterable[Tensor], bias: Tensor | None, scaled: bool) -> Tensor:
+    """The sum of parts (B, T, I) times weights (I, O).
+
+    Args:
+        scaled: whether each row, of all parts, is brought to a largest value of 1 before, and the sum back after.
+    """
+    scale = _largest(parts) if scaled else None
+    total = sum((part if scale is None else part / scale) @ each for part, each in zip(parts, weights, strict=True))
+    assert isinstance(total, Tensor)
+    total = total if scale is None else total * scale
+    return total if bias is None else total + bias
 
 
 def _largest(parts: Sequence[Tensor]) -> Tensor:

@@ -43,11 +43,9 @@ def export(student: Student, form: str, folder: Path, speech: Sequence[Tensor], 
     tolerance = parity.INT8 if form == "onnx-int8" else parity.FLOAT32
     with beside(folder) as temporary:
         notes = WRITERS[form](student, temporary, options)
-        # Where the statistics of the first layer are over padding as well, an utterance is another in each batch.
-        over_padding = model.config.extractor_mode == "default" and form in ("hf", "s3prl")
-        if over_padding:
-            notes.append(report.OVER_PADDING)
-        checks = parity.compare(model, form, open_runner(form, temporary), speech, judge_padding=not over_padding)
+        padding = report.lets_padding_in(model.config) if form in ("hf", "s3prl") else None
+        notes += [padding] if padding else []
+        checks = parity.compare(model, form, open_runner(form, temporary), speech, judge_padding=not padding)
         if (problem := report.broken(checks, tolerance)) is not None:
             raise ValueError(
                 f"the export to {form} does not give the student's numbers, and was not written: {problem}"
