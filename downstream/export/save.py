@@ -25,6 +25,8 @@ from ...upstream.distiller.export.runners import FILES
 from ...upstream.distiller.export.save import beside
 from ..core.expert import check_upstream
 from ..core.run import Trained, from_saved, restore
+from ..heads import folded
+from ..heads.folded import FoldedLSTM
 from .check import HeadDifference, Run, check_head
 from .graph import HeadGraph
 
@@ -239,6 +241,7 @@ def _page(
         f"- outputs: {', '.join(f'`{name}`' for name in graph.outputs)}",
         f"- any batch, any length from {graph.shortest} samples up; labels and all else that one must know are in the "
         f"file's metadata: {', '.join(f'`{key}`' for key in graph.metadata)}",
+        *_needs(graph, form),
         "",
         "| files | output | largest difference | mean | lowest cosine | frames of the same class | same answers |",
         "|---|---|---|---|---|---|---|",
@@ -250,6 +253,15 @@ def _page(
         "",
     ]
     return "\n".join(lines)
+
+
+def _needs(graph: HeadGraph, form: str) -> list[str]:
+    """What whoever loads the file must import."""
+    if form != "torch-export" or not any(isinstance(part, FoldedLSTM) for part in graph.modules()):
+        return []
+    return [
+        f"- `import {folded.__name__}` before `torch.export.load`: the recurrent layers are an operation of its own"
+    ]
 
 
 def _share(value: float | None) -> str:

@@ -22,7 +22,7 @@ def fold_lstms(head: nn.Module) -> nn.Module:
     for parent in list(head.modules()):
         for name, child in parent.named_children():
             if isinstance(child, LSTM):
-                setattr(parent, name, _Folded(child))
+                setattr(parent, name, FoldedLSTM(child))
     return head
 
 
@@ -51,7 +51,7 @@ def _(features: Tensor, lengths: Tensor, inputs: Tensor, recurrent: Tensor, bias
     return features.new_empty(*features.shape[:2], len(recurrent) * recurrent.shape[2])
 
 
-class _Folded(nn.Module):
+class FoldedLSTM(nn.Module):
     """An LSTM's layers, their weights in the layout of ONNX."""
 
     def __init__(self, lstm: LSTM):
