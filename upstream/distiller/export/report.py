@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def figures(
         **({"student": asdict(costs[0]), "export": asdict(costs[1])} if costs else {}),
         "threads": torch.get_num_threads(),
         "device": device_name(torch.device("cpu")),
-        "versions": versions(),
+        "versions": versions() | ({"onnxruntime": version("onnxruntime")} if form.startswith("onnx") else {}),
         **more,
     }
 
