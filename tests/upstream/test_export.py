@@ -8,7 +8,7 @@ import pytest
 import torch
 from s3prl_distiller.upstream.distiller.export import parity
 from s3prl_distiller.upstream.distiller.export.forms import FORMS, Options, check
-from s3prl_distiller.upstream.distiller.export.graph import StudentGraph, hidden_states, state_names, without_heads
+from s3prl_distiller.upstream.distiller.export.graph import StudentGraph, state_names, without_heads
 from s3prl_distiller.upstream.distiller.export.onnx import MISSING, open_session, require_onnx
 from s3prl_distiller.upstream.distiller.export.save import export
 from s3prl_distiller.upstream.distiller.frontend import frame_lengths
@@ -93,7 +93,7 @@ def expected(model, wave, lengths):
     with torch.no_grad():
         out = model(wave, lengths)
     content = torch.arange(out.projected.shape[1]) < out.frames[:, None]
-    return hidden_states(out), content
+    return out.listed, content
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,21 @@ def test_huggingface_weights_under_older_names(huggingface_folder, waves):
     assert_same(features(distiller_local(folder), waves[:1]), before, tolerance=0)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_processor_of_transformers_5_says_whether_waveforms_are_normalised(huggingface_folder, normalize):
+    """Saved as one, feature extractor and tokenizer leave no preprocessor_config.json."""
+    folder = huggingface_folder("hubert", normalize=normalize)
+    extractor = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
+    assert load_student(folder).config.normalize == normalize
+
+
+def test_another_layer_norm_epsilon_is_refused(huggingface_folder):
+    with pytest.raises(ValueError, match="layer_norm_eps 1e-06 is not supported, only 1e-5"):
+        load_student(huggingface_folder("hubert", layer_norm_eps=1e-6))
+
+
 def test_half_precision_weights_are_widened(huggingface_folder, waves):
     folder = huggingface_folder("hubert", pickled=True)
     states = torch.load(folder / "pytorch_model.bin")

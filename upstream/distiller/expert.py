@@ -139,8 +139,7 @@ def features_by_name(out: DistillerOutput, n_tasks: int) -> dict[str, Any]:
     Args:
         n_tasks: of the student, whether or not its prediction heads were run.
     """
-    predictions = [] if out.predictions is None else list(out.predictions.unbind(1))
-    hidden_states = [out.projected, *out.hidden_states, *predictions]
+    hidden_states = out.listed
     if n_tasks == 0:
         last = out.output
     else:

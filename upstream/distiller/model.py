@@ -38,6 +38,12 @@ class DistillerOutput(NamedTuple):
     predictions: Tensor | None  # (B, N, T, final_dim)
     frames: Tensor  # (B,) frames of each utterance
 
+    @property
+    def listed(self) -> list[Tensor]:
+        """Projection, layers, predictions: what s3prl's experts hand out as ``hidden_states``."""
+        predictions = [] if self.predictions is None else list(self.predictions.unbind(1))
+        return [self.projected, *self.hidden_states, *predictions]
+
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod

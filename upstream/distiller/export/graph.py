@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..encoder import WeightNormConv, same_length_conv
 from ..frontend import ConvLayer, receptive_field
-from ..model import DistillerModel, DistillerOutput, Encoder, SplitLinear
+from ..model import DistillerModel, Encoder, SplitLinear
 from ..model_config import DistillerConfig, EncoderConfig
 from .rows import RowFrontEnd, RowLinear, SplitRowLinear
 
@@ -49,7 +49,7 @@ class StudentGraph(nn.Module):
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """Frames (B,), then each hidden state (B, T, D) in float32."""
         out = self.model(waveform, lengths)
-        return out.frames, *hidden_states(out)
+        return out.frames, *out.listed
 
 
 def check_one_batch(config: DistillerConfig) -> None:
@@ -61,13 +61,8 @@ def check_one_batch(config: DistillerConfig) -> None:
         )
 
 
-def hidden_states(out: DistillerOutput) -> list[Tensor]:
-    """Projection, layers, predictions, as s3prl's experts list them."""
-    return [out.projected, *out.hidden_states, *(() if out.predictions is None else out.predictions.unbind(1))]
-
-
 def state_names(config: DistillerConfig) -> list[str]:
-    """A name for each of :func:`hidden_states`."""
+    """A name for each of what a student's output lists."""
     layers = [f"layer_{index}" for index in range(1, config.encoder_layers + 1)]
     predictions = [f"prediction_of_layer_{target}" for target in config.targets] if config.n_tasks else []
     if len(set(predictions)) < len(predictions):  # a layer may be predicted twice

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..fast.inference import Inference
 from ..model import DistillerModel, Encoder
 from ..student import read_student
-from .graph import INPUTS, hidden_states, state_names
+from .graph import INPUTS, state_names
 from .onnx import open_session
 
 Runner = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -44,8 +44,7 @@ def reference(model: DistillerModel, form: str) -> Runner:
     def run(wave: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         if form == "hf":
             return _named_encoder_states(Encoder.forward(model, wave, lengths).hidden_states)
-        states = hidden_states(model(wave, lengths))
-        return dict(zip(state_names(model.config), states, strict=True))
+        return dict(zip(state_names(model.config), model(wave, lengths).listed, strict=True))
 
     return run
 
@@ -55,8 +54,7 @@ def fast(model: DistillerModel) -> Runner:
     inference = Inference(model, "float32")
 
     def run(wave: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        out = inference(_cut(wave, lengths))
-        return dict(zip(state_names(model.config), hidden_states(out), strict=True))
+        return dict(zip(state_names(model.config), inference(_cut(wave, lengths)).listed, strict=True))
 
     return run
 
