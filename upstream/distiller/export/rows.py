@@ -102,7 +102,11 @@ class RowLayer(nn.Module):
         self.block = copy.deepcopy(block)
         self.block[0] = nn.Identity()  # its weights are the products'
         taps = conv.weight.detach().permute(2, 1, 0)
-        self.products = nn.ParameterList(nn.Parameter(part.flatten(0, 1)) for part in taps.split(self.stride))
+        parts = (part.flatten(0, 1) for part in taps.split(self.stride))
+        # Of their own memory: what is a view is saved with all that it is a view of.
+        self.products = nn.ParameterList(
+            nn.Parameter(part.clone(memory_format=torch.contiguous_format)) for part in parts
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[2]
