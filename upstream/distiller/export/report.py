@@ -61,7 +61,7 @@ def page(
         lines += [
             f"| {where} | student (float32) | this export | ratio |",
             "|---|---|---|---|",
-            _row("size, MB", *(cost.size / 1e6 for cost in costs)),
+            _row("weights and files, MB", *(cost.size / 1e6 for cost in costs)),
             _row(f"an utterance of {SECONDS:g} s, ms", *(1000 * cost.seconds for cost in costs)),
         ]
         if costs[0].memory is not None and costs[1].memory is not None:

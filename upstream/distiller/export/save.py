@@ -51,7 +51,7 @@ def export(student: Student, form: str, folder: Path, speech: Sequence[Tensor], 
                 f"the export to {form} does not give the student's numbers, and was not written: {problem}"
             )
         costs = parity.costs(student.path, model, form, temporary) if options.costs else None
-        text = report.page(f"{FORMS[form]}, beside the student", checks, tolerance, costs, notes)
+        text = report.page(f"{student.path.name} as {FORMS[form]}", checks, tolerance, costs, notes)
         source = {"source": student.path.name, "step": student.step}
         checkpoint.save_json(report.figures(form, checks, tolerance, costs, source), temporary / report.FIGURES)
         checkpoint.save_text(text, temporary / report.PAGE)
