@@ -75,6 +75,7 @@ def gather(student: Any) -> dict[str, Any]:
         "data": _name(data, "path", "sets"),
         "steps": student.step,
         "license": _license(student),
+        "license_of_data": data.get("license"),
         "unknown_to_s3prl": runners.is_s3prls(model),
     }
 
@@ -99,6 +100,11 @@ def _license(student: Any) -> str | None:
     return str(header["license"]) if isinstance(header, dict) and header.get("license") else None
 
 
+def _licences(facts: Mapping[str, Any]) -> str:
+    said = [facts["license"], facts["license_of_data"] and f"its audio {facts['license_of_data']}"]
+    return ", ".join(filter(None, said)) or f"{_UNSAID} (data.license), nor in a README.md beside it"
+
+
 def _table(facts: Mapping[str, Any]) -> str:
     million, giga = 1e6, 1e9
     plain = facts["parameters_without_heads"] / million
@@ -117,7 +123,7 @@ def _table(facts: Mapping[str, Any]) -> str:
         "Teacher": facts["teacher"] or _UNSAID,
         "Data": facts["data"] or _UNSAID,
         "Steps": _UNSAID if facts["steps"] is None else f"{facts['steps']:,}",
-        "Licence": facts["license"] or f"{_UNSAID}, nor in a README.md beside it",
+        "Licence": _licences(facts),
         "In s3prl": f"with this package only: {', '.join(facts['unknown_to_s3prl'])}"
         if facts["unknown_to_s3prl"]
         else "loads as distiller_local, without this package too",

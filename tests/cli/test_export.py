@@ -18,7 +18,10 @@ from tests.upstream.small import student as small
 
 from .conftest import ROOT
 
-TRAINING = {"teacher": {"model": "hubert_base"}, "data": {"path": "LibriSpeech", "sets": ["train-clean-100"]}}
+TRAINING = {
+    "teacher": {"model": "hubert_base"},
+    "data": {"path": "LibriSpeech", "sets": ["train-clean-100"], "license": "cc0"},
+}
 
 
 @pytest.fixture
@@ -85,7 +88,11 @@ def test_info_counts_what_there_is(ckpt: Path, capsys: pytest.CaptureFixture[str
     (ckpt.parent / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A student\n")
     assert main(["info", str(ckpt)]) == 0
     table = capsys.readouterr().out
-    assert "cc-by-4.0" in table and "Teacher      hubert_base" in table and "loads as distiller_local" in table
+    assert (
+        "cc-by-4.0, its audio cc0" in table
+        and "Teacher      hubert_base" in table
+        and "loads as distiller_local" in table
+    )
 
 
 def test_a_student_that_says_nothing_of_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
