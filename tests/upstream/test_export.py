@@ -158,6 +158,12 @@ def test_int8_on_real_speech(tmp_path, waves, speech_files, hubert_nano_student)
             assert torch.cosine_similarity(torch.from_numpy(state), right, -1).min() >= 0.99
 
 
+def test_int8_of_a_front_end_with_biases(tmp_path, waves):
+    """The first layer's weights are then constants, which a product in 8 bits would not take."""
+    export(of("distilxlsr", tmp_path), "onnx-int8", tmp_path / "out", waves, QUICK)
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["holds"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_loads_what_was_exported(kind, tmp_path, waves):
     import transformers
