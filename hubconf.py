@@ -21,7 +21,13 @@ from s3prl_distiller.upstream.distiller.hubconf import (  # noqa: E402  # pyrigh
     distiller_custom,
     distiller_local,
     distiller_url,
+    distilxlsr_bp_4_8_12,
     distilxlsr_bp_4_12,
+    distilxlsr_bp_8_12,
+    distilxlsr_bp_8_12_16,
+    distilxlsr_bp_8_12_24,
+    distilxlsr_bp_12_16,
+    distilxlsr_bp_16_24,
 )
 
 __all__ = [
@@ -31,5 +37,11 @@ __all__ = [
     "distiller_custom",
     "distiller_local",
     "distiller_url",
+    "distilxlsr_bp_12_16",
+    "distilxlsr_bp_16_24",
     "distilxlsr_bp_4_12",
+    "distilxlsr_bp_4_8_12",
+    "distilxlsr_bp_8_12",
+    "distilxlsr_bp_8_12_16",
+    "distilxlsr_bp_8_12_24",
 ]

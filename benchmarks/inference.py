@@ -131,8 +131,10 @@ def turns(
             started = time.perf_counter()
             expert(waves)
             _wait(device)
+            seconds = time.perf_counter() - started
+            sys.stderr.write(f"turn {turn} of {repeats}, {len(waves)} utterances, {name}: {seconds:.3f} s\n")
             if turn:
-                taken[name].append(time.perf_counter() - started)
+                taken[name].append(seconds)
     return taken
 
 

@@ -261,7 +261,10 @@ def main() -> int:
     sys.stdout.write(text)
     if args.out:
         args.out.write_text(text)
-    return 0
+    late = [name for name, row in rows.items() if row["recompiled"] or row["warm"] > 60]
+    for name in late:
+        sys.stderr.write(f"{name}: compiling took longer than a minute, or began again later\n")
+    return 1 if late else 0
 
 
 def report(rows: dict[str, dict[str, float]], losses: dict[str, float], audio: float, device: torch.device) -> str:

@@ -24,6 +24,12 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or "CPU"
 
 
+def utterance(seconds: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """What costs are measured on: noise at the level of speech, (1, samples) at 16 kHz, and its length (1,)."""
+    wave = torch.randn(1, round(seconds * 16_000), generator=torch.Generator().manual_seed(0)) * 0.1
+    return wave, torch.tensor([wave.shape[1]])
+
+
 def versions() -> dict[str, str]:
     """Of this package, Python and the libraries that compute."""
     libraries = {name: version(name) for name in ("torch", "transformers", "s3prl")}

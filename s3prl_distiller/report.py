@@ -28,6 +28,12 @@ def write(folder: Path, description: Mapping[str, str], checkpoint: Path) -> str
     return text
 
 
+def held_out(folder: Path) -> dict[str, tuple[float, float]]:
+    """Figures of a run's held-out audio by name: at its first and at its last step."""
+    valid = [line for line in read_log(folder / JSONL) if line["kind"] == "valid"]
+    return {name: (valid[0][name], valid[-1][name]) for name in valid[-1] if name not in ("kind", "step")}
+
+
 def summary(train: list[dict], valid: list[dict], description: Mapping[str, str], checkpoint: Path) -> str:
     first, last = valid[0], valid[-1]
     rows = [f"| {name} | {first[name]:.4f} | {last[name]:.4f} |" for name in last if name not in ("kind", "step")]

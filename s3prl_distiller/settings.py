@@ -16,6 +16,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+QUICKSTART = Path(str(importlib.resources.files("s3prl_distiller"))) / "quickstart"
+"""The bundled teacher and speech."""
+
 # A comma separates overrides only where another key follows, so that lists may hold commas. s3prl doubles it.
 _SEPARATOR = re.compile(r",+\s*(?=[A-Za-z_][\w.]*=)")
 

@@ -23,7 +23,13 @@ NAMES = {
     "distiller_custom",
     "distiller_local",
     "distiller_url",
+    "distilxlsr_bp_12_16",
+    "distilxlsr_bp_16_24",
     "distilxlsr_bp_4_12",
+    "distilxlsr_bp_4_8_12",
+    "distilxlsr_bp_8_12",
+    "distilxlsr_bp_8_12_16",
+    "distilxlsr_bp_8_12_24",
 }
 
 

@@ -196,7 +196,8 @@ def test_bundled_configs_load():
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     assert {"distilhubert", "distilhubert_s3prl", "quickstart"} <= set(names)
     for name in names:
-        config, distiller = load_config([settings.find("pretrain", name)], {}, [])
+        # As the command line has them: over DistilHuBERT's.
+        config, distiller = load_config([settings.bundled("pretrain", "distilhubert"), folder / f"{name}.yaml"], {}, [])
         assert isinstance(config, PretrainConfig)
         assert distiller["encoder_layers"] == 2
     with pytest.raises(SettingsError, match="no file distilhubrt .*did you mean distilhubert"):

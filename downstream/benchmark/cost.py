@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from s3prl_distiller.machine import device_name, versions
+from s3prl_distiller.machine import device_name, utterance, versions
 
 from ...upstream.distiller.model import DistillerModel, Encoder
 from ..core.config import UpstreamConfig
 from ..core.upstream import Upstream, load_upstream
-from .memory import peak_on_cpu, peak_on_gpu, utterance
+from .memory import peak_on_cpu, peak_on_gpu
 
 FILE = "cost.json"
 _LONGEST = 600.0  # seconds: attention takes the square of it

@@ -15,15 +15,10 @@ from dataclasses import asdict
 import torch
 
 from s3prl_distiller import memory
+from s3prl_distiller.machine import utterance
 
 from ..core.config import UpstreamConfig
 from ..core.upstream import Upstream, load_upstream
-
-
-def utterance(seconds: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise at the level of speech: (1, samples) at 16 kHz, and its length (1,)."""
-    wave = torch.randn(1, round(seconds * 16_000), generator=torch.Generator().manual_seed(0)) * 0.1
-    return wave, torch.tensor([wave.shape[1]])
 
 
 def weight_bytes(upstream: Upstream) -> int:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from s3prl_distiller import audio, checkpoint, registry, settings
-from s3prl_distiller.data.sources import SUFFIXES
+from s3prl_distiller.data.sources import audio_files
 from s3prl_distiller.data.utterance import Utterance
 from s3prl_distiller.engine import BEST, Outcome, check_disk, distributed, estimate, newest_checkpoint, precision, train
 
@@ -222,7 +222,7 @@ def infer(expert: DownstreamExpert, paths: Sequence[Path], device: torch.device)
     Raises:
         ValueError: a file cannot be read, or there is none.
     """
-    files = _audio_files(paths)
+    files = audio_files(paths)
     names = set(map(str, files))
     for row, words in hear(expert, files, device):
         # A row of one file says what was heard in it; one of several names them itself.
@@ -265,19 +265,6 @@ def from_saved(trained: Trained, options: Mapping[str, Any], overrides: Sequence
                 f"it would be given with {getattr(config.upstream, key)} is something else: leave -s, -l and -r out"
             )
     return config
-
-
-def _audio_files(paths: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not files:
-            raise ValueError(f"there is no audio ({', '.join(SUFFIXES)}) in {path}")
-        found += files
-    return found
 
 
 def user_utterance(path: Path, min_seconds: float) -> Utterance:

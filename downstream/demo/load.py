@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-import s3prl_distiller
 from s3prl_distiller.hub import load_hub
+from s3prl_distiller.settings import QUICKSTART
 
 from ...upstream.distiller.expert import UpstreamExpert
 from ...upstream.distiller.student import read_student
@@ -18,9 +18,6 @@ from ..core.run import find_trained, from_saved, restore, task_class
 from .listen import Head, Listener
 
 log = logging.getLogger(__name__)
-
-BUNDLE = Path(s3prl_distiller.__file__).parent / "quickstart"
-"""The bundled teacher and speech."""
 
 
 def load_listener(
@@ -65,7 +62,7 @@ def _find_teacher(student: str) -> Teacher | None:
     if name is None:
         log.warning("The student does not say what its teacher was: name it with --teacher to compare the two")
         return None
-    bundled = BUNDLE / "hubert_nano"
+    bundled = QUICKSTART / "hubert_nano"
     if not Path(name).exists() and Path(name).parts[-2:] == bundled.parts[-2:]:
         name = str(bundled)
     try:

@@ -12,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from s3prl_distiller.settings import QUICKSTART
+
 from . import render
 from .listen import Listener
-from .load import BUNDLE
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORTS = range(7860, 7880)
@@ -117,7 +118,7 @@ def _build(gr: Any, listener: Listener, local: bool) -> Any:
         gr.on([spoken.clear, file.clear], lambda: ("",) * 4, None, pieces, api_visibility="private")
         with examples:
             gr.Examples(
-                [[str(BUNDLE / "corpus" / "audio" / f"{name}.opus")] for name in _EXAMPLES.values()],
+                [[str(QUICKSTART / "corpus" / "audio" / f"{name}.opus")] for name in _EXAMPLES.values()],
                 file,
                 pieces,
                 listen,

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s3prl_distiller import audio
 
+from ...upstream.distiller.export.runners import Runner
 from ..core.expert import DownstreamExpert
 from ..core.run import Trained, restore, user_utterance
 from .graph import HeadGraph
-
-Run = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
-"""An exported model: waveforms (B, samples) and lengths (B,) in, arrays by the name of an output out."""
 
 _CPU = torch.device("cpu")
 _TOGETHER = 4
@@ -54,7 +51,7 @@ class HeadDifference:
     agreement: float | None
 
 
-def check_head(graph: HeadGraph, run: Run, trained: Trained, files: Sequence[Path]) -> list[HeadDifference]:
+def check_head(graph: HeadGraph, run: Runner, trained: Trained, files: Sequence[Path]) -> list[HeadDifference]:
     """Compare an exported model with what the run itself says of some files, each alone and in padded batches.
 
     Args:
@@ -101,15 +98,14 @@ def _own_answer(expert: DownstreamExpert, wave: Tensor) -> dict[str, Tensor]:
     return expert.task.answer(model.head, model.featurizer(hidden_states), frames)
 
 
-def _exported_answers(run: Run, names: Sequence[str], waves: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+def _exported_answers(run: Runner, names: Sequence[str], waves: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     """The exported model's answer for each utterance of a batch, without what stands after its last frame."""
     lengths = torch.tensor([len(wave) for wave in waves])
-    given = run(nn.utils.rnn.pad_sequence(list(waves), batch_first=True).numpy(), lengths.numpy())
-    answer = {name: torch.from_numpy(given[name]) for name in names}
+    answer = run(nn.utils.rnn.pad_sequence(list(waves), batch_first=True), lengths)
     return [
         {
             name: value[row : row + 1, : int(answer["frames"][row])] if value.dim() == 3 else value[row : row + 1]
-            for name, value in answer.items()
+            for name, value in ((name, answer[name]) for name in names)
         }
         for row in range(len(waves))
     ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...upstream.distiller.encoder import TransformerEncoder
 from ...upstream.distiller.expert import features_by_name
-from ...upstream.distiller.export.graph import check_one_batch, describe, for_graph, without_heads
+from ...upstream.distiller.export.graph import Graph, check_one_batch, describe, for_graph, without_heads
 from ...upstream.distiller.frontend import frame_lengths, receptive_field
 from ...upstream.distiller.model import DistillerModel, Encoder
 from ...upstream.distiller.twin import build_twin, mismatch
@@ -20,7 +20,7 @@ from ..core.upstream import Upstream, probe
 from ..heads.folded import fold_lstms
 
 
-class HeadGraph(nn.Module):
+class HeadGraph(Graph):
     """Waveforms and lengths in, the task's answer out. All that a run does to a waveform is inside.
 
     Args:
@@ -31,10 +31,7 @@ class HeadGraph(nn.Module):
         config: of the run.
         task: with its labels.
         student: the part of the upstream that the head needs, in our encoder.
-        outputs: names of what it returns: those of the task's ``answer``.
-        metadata: what whoever runs it must know, as text by key.
-        conv_layers: of the front end.
-        shortest: samples of the shortest utterance that it takes.
+        outputs: those of the task's ``answer``.
 
     Raises:
         ValueError: the upstream runs as the s3prl hub gives it, the task has no answer that could be exported, or the
@@ -68,7 +65,7 @@ class HeadGraph(nn.Module):
             "shortest_samples": self.shortest,
             "gain_db_applied_inside": self.config.data.gain_db,
         }
-        self.metadata: dict[str, str] = {**describe(config, more), **self.task.legend()}
+        self.metadata = {**describe(config, more), **self.task.legend()}
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """What :attr:`outputs` names.

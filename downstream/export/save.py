@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from s3prl_distiller import checkpoint
 from s3prl_distiller.machine import device_name, versions
 
-from ...upstream.distiller.export.graph import INPUTS, trace
-from ...upstream.distiller.export.onnx import OPSET, open_session, require_onnx, to_int8, to_onnx
+from ...upstream.distiller.export import traced
+from ...upstream.distiller.export.onnx import OPSET, require_onnx
+from ...upstream.distiller.export.parity import FLOAT32, INT8, SECONDS, in_turns
 from ...upstream.distiller.export.peak import peak_memory
 from ...upstream.distiller.export.report import FIGURES, PAGE
-from ...upstream.distiller.export.runners import FILES
+from ...upstream.distiller.export.runners import FILES, Runner, open_runner
 from ...upstream.distiller.export.save import beside
 from ..core.expert import check_upstream
 from ..core.run import Trained, from_saved, restore
 from ..heads import folded
 from ..heads.folded import FoldedLSTM
-from .check import HeadDifference, Run, check_head
+from .check import HeadDifference, check_head
 from .graph import HeadGraph
-
-FORMS = ("onnx", "onnx-int8", "torch-export")
 
 _CPU = torch.device("cpu")
 _INT32 = 6
 """ONNX's number for the type."""
-_SECONDS, _RUNS = 15.0, 5
-_LARGEST, _COSINE = 1e-4, 0.99
 
 
 def head_graph(trained: Trained, source: str | None = None, for_int8: bool = False) -> HeadGraph:
@@ -88,7 +80,7 @@ def export_head(
     Args:
         trained: the checkpoint of the run.
         source: as of :func:`head_graph`.
-        form: one of :data:`FORMS`.
+        form: "onnx", "onnx-int8" or "torch-export".
         folder: for the files. Others that it holds stay; those of the same names are replaced.
         files: of audio, to check with.
         costs: whether speed and memory are measured.
@@ -100,15 +92,14 @@ def export_head(
         ValueError: the head cannot be had in that form, or the export does not answer as the run does: then nothing is
             written.
     """
-    if form not in FORMS:
-        raise ValueError(f"with a head, --to takes {', '.join(FORMS)}, and not {form!r}")
+    if form not in traced.FORMS:
+        raise ValueError(f"with a head, --to takes {', '.join(traced.FORMS)}, and not {form!r}")
     if form != "torch-export":
         require_onnx()
     graph = head_graph(trained, source, for_int8=form == "onnx-int8")
     with beside(folder) as temporary:
-        path = temporary / FILES[form]
-        _write(graph, form, path)
-        run = _open(path, form, graph)
+        traced.write(graph, form, temporary / FILES[form], None if form == "torch-export" else onnx_translations())
+        run = open_runner(form, temporary)
         rows = check_head(graph, run, trained, files)
         problem = _problem(rows, form)
         if problem is not None:
@@ -131,58 +122,23 @@ def export_head(
     return text
 
 
-def _write(graph: HeadGraph, form: str, path: Path) -> None:
-    program = trace(graph, graph.conv_layers, graph.shortest)
-    if form == "torch-export":
-        more = {"outputs.json": json.dumps(graph.outputs), "metadata.json": json.dumps(graph.metadata)}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.export.save(program, path, extra_files=more)
-        return
-    wide = path.with_name("float32.onnx") if form == "onnx-int8" else path
-    to_onnx(program, graph.outputs, graph.metadata, wide, onnx_translations())
-    if form == "onnx-int8":
-        to_int8(wide, path)
-        wide.unlink()
-
-
-def _open(path: Path, form: str, graph: HeadGraph) -> Run:
-    """The model as its users run it, from its file."""
-    if form == "torch-export":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = torch.export.load(path).module()
-
-        @torch.no_grad()
-        def run(wave: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-            found = module(torch.from_numpy(wave), torch.from_numpy(lengths))
-            return {name: value.numpy() for name, value in zip(graph.outputs, found, strict=True)}
-
-        return run
-    session = open_session(path)
-
-    def run_onnx(wave: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-        found = session.run(list(graph.outputs), dict(zip(INPUTS, (wave, lengths), strict=True)))
-        return dict(zip(graph.outputs, found, strict=True))
-
-    return run_onnx
-
-
 def _asked(form: str) -> str:
     if form == "onnx-int8":
-        return f"the cosine of each output, or of each of its frames, with the run's is at least {_COSINE:g}"
-    return f"all answers are the run's, and no number differs by more than {_LARGEST:g} (of its RMS, where above 1)"
+        return f"the cosine of each output, or of each of its frames, with the run's is at least {INT8.cosine:g}"
+    largest = FLOAT32.difference
+    return f"all answers are the run's, and no number differs by more than {largest:g} (of its RMS, where above 1)"
 
 
 def _problem(rows: Sequence[HeadDifference], form: str) -> str | None:
     """What does not hold, in words; None where all does."""
+    assert INT8.cosine is not None and FLOAT32.difference is not None
     for row in rows:
         agreement = 1.0 if row.agreement is None else row.agreement
         cosine = 1.0 if row.cosine is None else row.cosine
         if form == "onnx-int8":
-            holds = cosine >= _COSINE
+            holds = cosine >= INT8.cosine
         else:
-            holds = agreement == 1 and row.largest <= _LARGEST * max(1.0, row.scale)
+            holds = agreement == 1 and row.largest <= FLOAT32.difference * max(1.0, row.scale)
         if not holds:
             return (
                 f"{row.output}, {row.case}: largest difference {row.largest:.2g}, lowest cosine {cosine:.4f}, "
@@ -191,32 +147,15 @@ def _problem(rows: Sequence[HeadDifference], form: str) -> str | None:
     return None
 
 
-def _cost(graph: HeadGraph, run: Run, form: str, folder: Path) -> dict[str, Any]:
+def _cost(graph: HeadGraph, run: Runner, form: str, folder: Path) -> dict[str, Any]:
     """Size, time for one utterance and memory; time and weights of the run's own model beside them."""
-    wave = torch.randn(1, round(_SECONDS * 16_000), generator=torch.Generator().manual_seed(0)) * 0.1
-    lengths = torch.tensor([wave.shape[1]])
-
-    def own() -> None:
-        with torch.no_grad():
-            graph(wave, lengths)
-
-    def exported() -> None:
-        run(wave.numpy(), lengths.numpy())
-
-    pair: tuple[Callable[[], None], ...] = (own, exported)
-    times: list[list[float]] = [[], []]
-    for _ in range(_RUNS + 1):
-        for measured, kept in zip(pair, times, strict=True):
-            begun = time.perf_counter()
-            measured()
-            kept.append(time.perf_counter() - begun)
-    medians = [statistics.median(kept[1:]) for kept in times]
+    in_torch, seconds = in_turns(graph, run)
     return {
         "weights": sum(parameter.nbytes for parameter in graph.parameters()),
         "size": (folder / FILES[form]).stat().st_size,
-        "seconds_in_torch": medians[0],
-        "seconds": medians[1],
-        "peak_memory": peak_memory(form, folder, _SECONDS, torch.get_num_threads()),
+        "seconds_in_torch": in_torch,
+        "seconds": seconds,
+        "peak_memory": peak_memory(form, folder, SECONDS, torch.get_num_threads()),
     }
 
 
@@ -230,7 +169,7 @@ def _page(
         threads = torch.get_num_threads()
         lines += [
             f"- {cost['size'] / 1e6:.1f} MB; the weights of upstream and head are {cost['weights'] / 1e6:.1f} MB",
-            f"- an utterance of {_SECONDS:g} s: {1000 * cost['seconds']:.0f} ms, in torch "
+            f"- an utterance of {SECONDS:g} s: {1000 * cost['seconds']:.0f} ms, in torch "
             f"{1000 * cost['seconds_in_torch']:.0f} ms ({device_name(_CPU)}, {threads} "
             f"thread{'' if threads == 1 else 's'})",
             f"- peak memory: {'not measured' if memory is None else f'{memory / 1e6:.0f} MB'}",

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from .common import run_command
 
 _SECONDS = 10.0  # the length at which arithmetic is counted: attention's share grows with it
@@ -47,6 +45,7 @@ def gather(student: Any) -> dict[str, Any]:
         student: of ``read_student``.
     """
     cost, runners = _module("downstream.benchmark.cost"), _module("upstream.distiller.export.runners")
+    card = _module("upstream.distiller.card")
     frontend, model = _module("upstream.distiller.frontend"), student.model
     config = model.config
     files = [student.path] if student.path.is_file() else [file for file in student.path.rglob("*") if file.is_file()]
@@ -74,9 +73,9 @@ def gather(student: Any) -> dict[str, Any]:
         "teacher": _name(teacher, "model", "ckpt"),
         "data": _name(data, "path", "sets"),
         "steps": student.step,
-        "license": _license(student),
+        "license": card.read_header(card.beside(student.path) or "").get("license"),
         "license_of_data": data.get("license"),
-        "unknown_to_s3prl": runners.is_s3prls(model),
+        "unknown_to_s3prl": runners.unknown_to_s3prl(model),
     }
 
 
@@ -84,20 +83,6 @@ def _name(section: Mapping[str, Any], key: str, more: str) -> str | None:
     if not section.get(key):
         return None
     return f"{section[key]} ({section[more]})" if section.get(more) else str(section[key])
-
-
-def _license(student: Any) -> str | None:
-    """Of the model card beside it, if there is one that says."""
-    folder = student.path if student.path.is_dir() else student.path.parent
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n")
-    try:
-        header = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0].strip() else None
-    except yaml.YAMLError:
-        return None
-    return str(header["license"]) if isinstance(header, dict) and header.get("license") else None
 
 
 def _licences(facts: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 COMMANDS = {
     "pretrain": "distil a teacher into a student (run_pretrain.py)",
+    "manifest": "a list of recordings for --data, without their long silences if that is wanted",
     "downstream": "train, evaluate or use a SUPERB task (run_downstream.py)",
     "info": "what a student is made of, what it costs and where it comes from",
     "export": "a student for transformers, ONNX Runtime, torch.export or s3prl, with or without a trained head",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.resources
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +22,9 @@ from .common import log_to, run_command
 from .runs import add_options, agree, joined, starting_point
 
 log = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""``--targets auto``: probe the teacher's layers before training."""
 
 QUICKSTART = """\
 Nothing was said about a teacher or data, so this is the quick start: the bundled 12-layer teacher hubert_nano is
@@ -43,6 +46,11 @@ def parser() -> argparse.ArgumentParser:
     add("-c", "--config", metavar="YAML", help="runner, optimizer, data: a file, or a bundled name")
     add("--teacher", metavar="NAME", help="s3prl hub name, checkpoint file or Hugging Face folder")
     add("--data", metavar="PATH", help="folder of audio, CSV or JSONL manifest, lhotse cuts or Shar folder")
+    add(
+        "--targets",
+        metavar="LAYERS",
+        help="teacher layers to predict: such as 4,8,12; auto: probe them and propose some",
+    )
     past_exp = "go on with that run (its folder or newest checkpoint); with -n or -p start a new run from its weights"
     add_options(p, "pretrain", past_exp)
     return p
@@ -67,13 +75,17 @@ def _train(args: argparse.Namespace, module: ModuleType, device: torch.device) -
     folder = _folder(args)
     resume, weights = starting_point(args, folder)
     agree(resume, folder)
+    _check_targets(args)
     config, given = _config(args, module, resume)
     if not args.dry_run and distributed.is_main():
         log_to(folder / "run.log")
         log.info("Results go to %s", folder)
     seed(config.runner.seed)
-    expert = module.build(config, given, folder, device, resume or weights)
+    probes = args.targets == AUTO and resume is None
+    expert = module.build(config, given, folder, device, resume or weights, auto_targets=probes)
     if args.dry_run:
+        if probes:
+            sys.stdout.write(f"{(folder / 'targets.md').read_text(encoding='utf-8')}\n")
         text = estimate(expert, config.runner, config.optimizer, folder, device)
         sys.stdout.write(f"{text}\n")
         return 0
@@ -84,7 +96,23 @@ def _train(args: argparse.Namespace, module: ModuleType, device: torch.device) -
         return 130 if outcome.signal == signal.SIGINT else 0
     if distributed.is_main():
         sys.stdout.write(report.write(folder, expert.describe(), outcome.checkpoint))
+        ckpt = outcome.checkpoint.with_name(f"{outcome.checkpoint.name}.ckpt")
+        expert.write_card(folder, outcome.step, ckpt, report.held_out(folder))
     return 0
+
+
+def _check_targets(args: argparse.Namespace) -> None:
+    """Raises ValueError where ``--targets`` is neither layers nor auto, or layers are given twice."""
+    if args.targets is None:
+        return
+    if args.targets != AUTO and not re.fullmatch(r"\d+(,\d+)*", args.targets):
+        raise ValueError(f"--targets {args.targets!r} is neither {AUTO} nor layers such as 4,8,12")
+    for text in args.override:
+        distiller = settings.parse_overrides(text).get("distiller")
+        if isinstance(distiller, dict) and "pred_layer_id" in distiller:
+            raise ValueError(
+                f"--targets {args.targets} and -o distiller.pred_layer_id both say which layers are predicted: give one"
+            )
 
 
 def _quickstart(args: argparse.Namespace) -> bool:
@@ -112,10 +140,14 @@ def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -
         options["data"] = {"path": args.data}
     if args.seed is not None:
         options["runner"] = {"seed": args.seed}
+    if args.targets not in (None, AUTO):
+        options["distiller"] = {"pred_layer_id": [int(layer) for layer in args.targets.split(",")]}
     files = [settings.find("pretrain", name) for name in (args.config, args.upstream_config) if name]
     if resume is not None:
         saved = resume.parent / "config.yaml"
         resumed = module.load_config([saved], {}, args.override)
+        if args.targets == AUTO:  # what was proposed when the run began, and not what a recipe names
+            options["distiller"] = {"pred_layer_id": list(resumed[0].distiller.pred_layer_id)}
         again, _ = module.load_config([saved, *files], options, args.override)
         for name, value in settings.differences(resumed[0], again):
             raise ValueError(
@@ -127,9 +159,8 @@ def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -
         if distributed.is_main():
             sys.stderr.write(QUICKSTART)
         files = [settings.bundled("pretrain", "quickstart")]
-        bundle = Path(str(importlib.resources.files("s3prl_distiller"))) / "quickstart"
-        options["teacher"] = {"model": str(bundle / "hubert_nano")}
-        options["data"] = {"path": str(bundle / "corpus" / "pretrain.jsonl")}
+        options["teacher"] = {"model": str(settings.QUICKSTART / "hubert_nano")}
+        options["data"] = {"path": str(settings.QUICKSTART / "corpus" / "pretrain.jsonl")}
     else:
         files.insert(0, settings.bundled("pretrain", "distilhubert"))
     return module.load_config(files, options, args.override)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from s3prl_distiller import audio
-from s3prl_distiller.data.sources import SUFFIXES
+from s3prl_distiller.data.sources import audio_files
+from s3prl_distiller.settings import QUICKSTART
 
 _ENOUGH = 40.0  # seconds
 
@@ -35,23 +35,11 @@ def speech_files(paths: Sequence[Path] | None = None) -> list[Path]:
     Raises:
         ValueError: there is none.
     """
-    return _files(paths) if paths else _bundled()
-
-
-def _files(paths: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        inside = (
-            sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        )
-        if not inside:
-            raise ValueError(f"there is no audio ({', '.join(SUFFIXES)}) in {path}")
-        found += inside
-    return found
+    return audio_files(paths) if paths else _bundled()
 
 
 def _bundled() -> list[Path]:
-    folder = Path(str(importlib.resources.files("s3prl_distiller"))) / "quickstart" / "corpus" / "audio"
+    folder = QUICKSTART / "corpus" / "audio"
     found = sorted(folder.glob("*_s[0-9][0-9].opus"))
     if not found:
         raise ValueError(f"the bundled speech is missing from {folder}: install the package again, or give --speech")

@@ -15,6 +15,8 @@ class DataConfig:
     """what --data names: a folder, a manifest (CSV, JSONL), lhotse cuts or recordings, or a lhotse Shar folder"""
     license: str | None = None
     """of the audio, such as cc-by-4.0: kept with the student, for those whom it is handed on to"""
+    language: list[str] = field(default_factory=list)
+    """codes such as pt-BR, kept with the student too; empty: those that a manifest has in a field lang or language"""
     sets: list[str] = field(default_factory=list)
     """subfolders of ``path`` to use, as of LibriSpeech; empty: everything"""
     batch_size: int = 24

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def prepare(config: DataConfig, *, crop_samples: int, seed: int, report_dir: Pat
     validate(config)
     if crop_samples < 1:
         raise ValueError(f"the crop is {crop_samples} samples: it must be at least 1")
-    listed, remarks = read_utterances(config.path, list(config.sets), labels=False)
+    languages: Counter[str] = Counter()
+    listed, remarks = read_utterances(config.path, list(config.sets), labels=False, languages=languages)
     cache = cache_file(cache_folder(config), str(config.path))
     with distributed.main_first():
         facts = scan((u.audio for u in listed), full=config.check == "full", cache=cache, progress=progress)
@@ -57,7 +59,8 @@ def prepare(config: DataConfig, *, crop_samples: int, seed: int, report_dir: Pat
     unused = sum(map(samples_of, pieces)) - sum(map(samples_of, train + valid))
     if unused:
         remarks.append(f"{unused / SAMPLE_RATE:.1f} s of a held-out recording beyond data.valid_seconds are not used")
-    return Corpus(config, train, valid, crop_samples, seed, findings, remarks, report)
+    codes = [code for code, _ in languages.most_common()]
+    return Corpus(config, train, valid, crop_samples, seed, findings, remarks, report, codes)
 
 
 class Corpus:
@@ -66,6 +69,7 @@ class Corpus:
     Attributes:
         train_seconds, valid_seconds: length of the audio on each side.
         train_utterances, valid_utterances: how many, windows of long recordings counted one by one.
+        languages: that the manifest names, the most frequent first.
         fingerprint: changes when the utterances, their lengths or the split change.
     """
 
@@ -79,10 +83,12 @@ class Corpus:
         findings: list[Finding],
         remarks: list[str],
         report: Path,
+        languages: Sequence[str] = (),
     ):
         self._config, self._train, self._valid, self._seed = config, train, valid, seed
         self._findings, self._remarks, self._report = findings, remarks, report
         self._limits = Limits(crop_samples, config.batch_size, config.batch_seconds, config.num_buckets)
+        self.languages = list(languages)
         self.train_utterances, self.valid_utterances = len(train), len(valid)
         self.train_seconds = sum(map(samples_of, train)) / SAMPLE_RATE
         self.valid_seconds = sum(map(samples_of, valid)) / SAMPLE_RATE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from array import array
@@ -279,6 +280,8 @@ def start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(5)  # where cores are scarce, the process that feeds the GPU comes first
 
 
 def _length(utterance: Utterance, limit: int | None = None) -> int:

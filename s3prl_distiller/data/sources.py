@@ -9,7 +9,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ ACCEPTED = (
 )
 
 
-def read_utterances(path: str | None, sets: list[str], labels: bool = True) -> tuple[list[Utterance], list[str]]:
+def read_utterances(
+    path: str | None, sets: list[str], labels: bool = True, languages: Counter[str] | None = None
+) -> tuple[list[Utterance], list[str]]:
     """List the utterances under ``path`` with unique ids, and remarks about what was passed over.
 
-    Without ``labels`` nothing is kept of what a manifest says of an utterance beyond its audio.
+    Without ``labels`` nothing is kept of what a manifest says of an utterance beyond its audio. ``languages`` counts
+    what it says of the utterances' languages.
 
     Raises ValueError where the path does not exist or holds nothing that is accepted.
     """
@@ -39,12 +42,12 @@ def read_utterances(path: str | None, sets: list[str], labels: bool = True) -> t
         raise ValueError(f"data.path {root} does not exist: it may be {ACCEPTED}")
     remarks: list[str] = []
     if root.is_dir():
-        utterances = _number_doubles(_from_folders(root, sets, remarks), labels)
+        utterances = _number_doubles(_from_folders(root, sets, remarks), labels, languages)
     elif sets:
         raise ValueError(f"data.sets picks subfolders, but data.path {root} is a file: leave data.sets empty")
     else:
         try:
-            utterances = _number_doubles(_from_file(root), labels)
+            utterances = _number_doubles(_from_file(root), labels, languages)
         except (UnicodeDecodeError, OSError, EOFError, zlib.error, csv.Error) as error:
             raise ValueError(f"{root} cannot be read as a manifest in UTF-8: {error}") from error
     if not utterances:
@@ -52,12 +55,15 @@ def read_utterances(path: str | None, sets: list[str], labels: bool = True) -> t
     return utterances, remarks
 
 
-def _number_doubles(utterances: Iterable[Utterance], labels: bool) -> list[Utterance]:
+def _number_doubles(utterances: Iterable[Utterance], labels: bool, languages: Counter[str] | None) -> list[Utterance]:
     """Give the second and later of equal ids a number, so that each utterance can be told from the others."""
     seen: Counter[str] = Counter()
     result: list[Utterance] = []
     for utterance in utterances:
         result.append(utterance)
+        if languages is not None and utterance.custom:
+            language = utterance.custom.get("lang") or utterance.custom.get("language")
+            languages.update([str(language)] if language else [])
         if not labels:
             utterance.custom = None
         seen[utterance.id] += 1
@@ -159,9 +165,15 @@ def _from_rows(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterat
             raise ValueError(f"{path}, line {number}: {key!r} is {row[key]!r}, where the path of a file is expected")
         id_key = next((key for key in ID_KEYS if key in row), key)
         file = os.path.join(path.parent, os.path.expanduser(row[key]))
-        custom = {name: value for name, value in row.items() if name not in (key, id_key, "duration")}
-        claimed = _seconds(row.get("duration"), f"{path}, line {number}")
-        yield Utterance(str(row[id_key]), row[key], file, claimed=claimed, custom=custom or None)
+        custom = {name: value for name, value in row.items() if name not in (key, id_key, "duration", "start")}
+        where = f"{path}, line {number}"
+        duration = _seconds(row.get("duration"), where, "duration")
+        # Where in the file a line's stretch begins, which then is as long as "duration" says.
+        start = _seconds(row.get("start"), where, "start")
+        if start is None:
+            yield Utterance(str(row[id_key]), row[key], file, claimed=duration, custom=custom or None)
+        else:
+            yield Utterance(str(row[id_key]), row[key], file, start, duration, custom=custom or None)
 
 
 def _no_audio_key(keys: list[str]) -> str:
@@ -170,10 +182,28 @@ def _no_audio_key(keys: list[str]) -> str:
     return f"{message}; did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else message
 
 
-def _seconds(value: Any, where: str) -> float | None:
+def _seconds(value: Any, where: str, key: str) -> float | None:
     if value is None:
         return None
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: 'duration' is {value!r}, where seconds are expected") from error
+        raise ValueError(f"{where}: {key!r} is {value!r}, where seconds are expected") from error
+
+
+def audio_files(paths: Sequence[Path]) -> list[Path]:
+    """Files that a user names, and all audio in folders that a user names.
+
+    Raises:
+        ValueError: a folder has none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise ValueError(f"there is no audio ({', '.join(SUFFIXES)}) in {path}")
+        found += inside
+    return found

@@ -96,13 +96,14 @@ def test_data_that_cannot_be_used(commands: Any, corpus: Path, tmp_path: Path) -
 
 
 def test_mixed_real_data_is_trained_on(commands: Any, speech_files: list[Path], tmp_path: Path, run: Path) -> None:
-    """8 kHz, stereo, 20 minutes long, at four depths, three formats: what needs saying is in the report."""
+    """8, 16 and 44.1 kHz, stereo, 20 minutes long, four depths, three formats: what needs saying is in the report."""
     data = tmp_path / "data"
     for place in ("a", "a/b", "c d"):
         (data / place).mkdir(parents=True)
     for file in speech_files[:8]:
         shutil.copy(file, data / "a")
     soundfile.write(data / "a" / "b" / "telephone.wav", speech(speech_files[8], 4, 8000), 8000)
+    soundfile.write(data / "a" / "studio.wav", speech(speech_files[11], 3, 44_100), 44_100)
     left = speech(speech_files[9], 4)
     soundfile.write(data / "c d" / "stéréo.flac", np.stack([left, left[::-1]], 1), RATE)
     soundfile.write(data / "lecture.flac", speech(speech_files[10], 20 * 60), RATE)
@@ -114,10 +115,11 @@ def test_mixed_real_data_is_trained_on(commands: Any, speech_files: list[Path], 
     }
     assert findings == {
         "telephone.wav": ("8000 Hz", "resampled to 16000 Hz"),
+        "studio.wav": ("44100 Hz", "resampled to 16000 Hz"),
         "stéréo.flac": ("2 channels", "mixed down to their mean"),
     }
     report = (run / "data_report.md").read_text()
-    assert "resampled" in report and "mixed down" in report and "11 utterances listed, 0 of them left out" in report
+    assert "resampled" in report and "mixed down" in report and "12 utterances listed, 0 of them left out" in report
     assert "left out: nothing" in done.err
     losses = [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 3 and all(map(math.isfinite, losses))
@@ -164,7 +166,10 @@ def test_settings_that_do_not_fit(commands: Any, tmp_path: Path) -> None:
         ([*training(), *named, "--teacher", str(typo)], ["typo.yaml"]),
         ([*training(distiller__pred_layer_id="[4,13]"), *named], ["13", "12 layers"]),
         ([*training(distiller__encoder_layers=13), *named], ["13", "12"]),
-        ([*training(distiller__encoder_embed_dim=256), *named], ["encoder_embed_dim=256", "heads=3"]),
+        ([*training(distiller__n_tasks=13, distiller__pred_layer_id="null"), *named], ["pred_layer_id"]),
+        ([*training(distiller__init_layers="[1,13]"), *named], ["init_layers=[1, 13]", "1 to 12"]),
+        (["-u", "distiller", *named, "--teacher", "fbank", "--data", str(commands.corpus)], ["fbank", "160", "320"]),
+        ([*training(distiller__encoder_embed_dim=200), *named], ["encoder_embed_dim=200", "heads=3"]),
         ([*training(distiller__encoder_embed_dim=384), *named], ["encoder_embed_dim", "384", "192"]),
         ([*training(teacher__n_layers=24), *named], ["teacher.n_layers=24", "12 layers"]),
         ([*training(task__sequence_length=399), *named], ["task.sequence_length=399", "400"]),

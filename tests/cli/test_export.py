@@ -52,7 +52,7 @@ def test_to_transformers_and_back(ckpt: Path, tmp_path: Path, capsys: pytest.Cap
     left = {path.name for path in (tmp_path / "hf").iterdir()}
     assert left == {
         *("config.json", "preprocessor_config.json", "model.safetensors", "distiller.json"),
-        *("prediction_heads.safetensors", "parity.md", "parity.json"),
+        *("prediction_heads.safetensors", "parity.md", "parity.json", "README.md"),
     }
     assert main(["import", str(tmp_path / "hf"), "-o", str(tmp_path / "back.ckpt")]) == 0
     assert "It holds." in capsys.readouterr().out

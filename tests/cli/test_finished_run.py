@@ -13,6 +13,7 @@ import safetensors.torch
 import soundfile
 import torch
 import yaml
+from s3prl_distiller.upstream.distiller import card
 from s3prl_distiller.upstream.distiller.hubconf import distiller_local
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -66,6 +67,7 @@ def test_everything_is_there_and_nothing_else(run: Path) -> None:
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1
     assert names - events == {
+        "README.md",
         "config.yaml",
         "data_report.jsonl",
         "data_report.md",
@@ -91,7 +93,7 @@ def test_others_may_read_every_file_that_they_may_read_the_log_of(run: Path) -> 
 
 def test_config_is_complete_and_resolved(run: Path, corpus: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert set(config) == {"distiller", "teacher", "task", "data", "runner", "optimizer"}
+    assert set(config) == {"distiller", "teacher", "task", "data", "runner", "optimizer", "card"}
     assert config["runner"]["total_steps"] == STEPS and config["runner"]["seed"] == 1337
     assert config["optimizer"]["lr"] == LR and config["optimizer"]["weight_decay"] == 1e-6
     assert config["data"]["path"] == str(corpus) and config["data"]["batch_seconds"] == 32
@@ -158,6 +160,15 @@ def test_summary_and_screen_tell_what_was_done(home: Path, run: Path, lines: lis
     assert "Results go to result/pretrain/one" in err and "validation loss" in err
     assert "Warning" not in err and "WARNING" not in err
     assert "Results go to" in (run / "run.log").read_text()
+
+
+def test_the_model_card_is_filled_from_the_run(run: Path, lines: list[dict[str, Any]]) -> None:
+    text = (run / "README.md").read_text()
+    assert card.read_header(text)["metrics"] == ["l1", "cosine_similarity"]
+    valid = [line for line in lines if line["kind"] == "valid"]
+    assert f"| cosine_layer12 | {valid[0]['cosine_layer12']:.4f} | {valid[-1]['cosine_layer12']:.4f} |" in text
+    assert f"| Steps | {STEPS} of at most" in text and "| Teacher | hubert_nano |" in text
+    assert str(run.parents[2]) not in text, "a folder of this machine"
 
 
 def test_all_three_forms_hold_the_same_weights(run: Path) -> None:

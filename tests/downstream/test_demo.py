@@ -12,16 +12,17 @@ import soundfile
 import torch
 from s3prl_distiller.downstream.demo import render
 from s3prl_distiller.downstream.demo.listen import Heard, Listener, Said
-from s3prl_distiller.downstream.demo.load import BUNDLE, load_listener
+from s3prl_distiller.downstream.demo.load import load_listener
 from s3prl_distiller.upstream.distiller.objective import distillation_loss
 from s3prl_distiller.upstream.distiller.student import load_student, native_writers, read_student, s3prl_states
 from s3prl_distiller.upstream.distiller.teacher import TeacherConfig, load_teacher
 
 from s3prl_distiller import audio, checkpoint
+from s3prl_distiller.settings import QUICKSTART
 from tests.upstream.small import student as small
 
 CPU = torch.device("cpu")
-NANO = str(BUNDLE / "hubert_nano")
+NANO = str(QUICKSTART / "hubert_nano")
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from s3prl_distiller.downstream.core import run
-from s3prl_distiller.downstream.export import save
-from s3prl_distiller.downstream.export.check import HeadDifference, Run, check_head
+from s3prl_distiller.downstream.export.check import HeadDifference, check_head
 from s3prl_distiller.downstream.export.graph import HeadGraph
 from s3prl_distiller.downstream.export.save import export_head, head_graph, onnx_translations
+from s3prl_distiller.upstream.distiller.export import traced
 from s3prl_distiller.upstream.distiller.export.graph import trace
 from s3prl_distiller.upstream.distiller.export.onnx import open_session, to_int8, to_onnx
+from s3prl_distiller.upstream.distiller.export.runners import Runner
 from s3prl_distiller.upstream.distiller.model import DistillerModel
 from s3prl_distiller.upstream.distiller.model_config import DistillerConfig
 from s3prl_distiller.upstream.distiller.student import s3prl_states
@@ -68,8 +69,7 @@ class Exported(NamedTuple):
 
 
 def write(graph: HeadGraph, path: Path) -> None:
-    program = trace(graph, graph.conv_layers, graph.shortest)
-    to_onnx(program, graph.outputs, graph.metadata, path, onnx_translations())
+    to_onnx(trace(graph), graph.outputs, graph.metadata, path, onnx_translations())
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +120,21 @@ def files(speech_files) -> list[Path]:
     return [*speech_files[:2], *speech_files[24:28]]
 
 
-def by_onnx(path: Path, outputs: tuple[str, ...]) -> Run:
+def by_onnx(path: Path, outputs: tuple[str, ...]) -> Runner:
     session = open_session(path)
     assert [output.name for output in session.get_outputs()] == list(outputs)
-    return lambda wave, lengths: dict(
-        zip(outputs, session.run(None, {"waveform": wave, "lengths": lengths}), strict=True)
-    )
+
+    def run(wave: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+        answer = session.run(None, {"waveform": wave.numpy(), "lengths": lengths.numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(outputs, answer, strict=True)}
+
+    return run
 
 
-def by_torch(graph: HeadGraph) -> Run:
+def by_torch(graph: HeadGraph) -> Runner:
     @torch.no_grad()
-    def run(wave: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-        answer = graph(torch.from_numpy(wave), torch.from_numpy(lengths))
-        return {name: value.numpy() for name, value in zip(graph.outputs, answer, strict=True)}
+    def run(wave: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(graph.outputs, graph(wave, lengths), strict=True))
 
     return run
 
@@ -240,10 +242,10 @@ def test_the_shortest_utterance(export_task):
     for task in ("ks", "asr", "asv"):
         graph = export_task(task).graph
         answer = by_onnx(export_task(task).path, graph.outputs)
-        wave = np.zeros((2, 20_000), np.float32)
-        wave[0, : graph.shortest] = 0.1 * np.random.default_rng(0).standard_normal(graph.shortest)
-        together = answer(wave, np.array([graph.shortest, 20_000]))
-        alone = answer(wave[:1, : graph.shortest], np.array([graph.shortest]))
+        wave = torch.zeros(2, 20_000)
+        wave[0, : graph.shortest] = 0.1 * torch.randn(graph.shortest, generator=torch.Generator().manual_seed(0))
+        together = answer(wave, torch.tensor([graph.shortest, 20_000]))
+        alone = answer(wave[:1, : graph.shortest], torch.tensor([graph.shortest]))
         for name in graph.outputs:
             one, other = alone[name][0], together[name][0]
             assert np.isfinite(one).all()
@@ -360,13 +362,13 @@ def test_the_whole_export_through_the_command(train, students, files, tmp_path, 
 
 def test_an_export_that_answers_otherwise_is_not_written(train, files, tmp_path, monkeypatch):
     trained = train("ks", "student")
-    honest = save._write
+    honest = traced.write
 
-    def spoiled(graph, form, path):
+    def spoiled(graph, *arguments):
         graph.head.linear.bias.data[0] += 0.01
-        honest(graph, form, path)
+        honest(graph, *arguments)
 
-    monkeypatch.setattr(save, "_write", spoiled)
+    monkeypatch.setattr(traced, "write", spoiled)
     with pytest.raises(ValueError, match="does not answer as the run does, and was not written: logits, alone"):
         export_head(trained, None, "torch-export", tmp_path / "out", files[:2], costs=False)
     assert not list(tmp_path.iterdir())

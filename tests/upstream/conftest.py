@@ -143,6 +143,9 @@ def huggingface_folder(tmp_path_factory) -> Callable[..., Path]:
     classes = {
         "hubert": (transformers.HubertConfig, transformers.HubertModel),
         "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
+        "unispeech": (transformers.UniSpeechConfig, transformers.UniSpeechModel),
+        "unispeech-sat": (transformers.UniSpeechSatConfig, transformers.UniSpeechSatModel),
+        "wavlm": (transformers.WavLMConfig, transformers.WavLMModel),
         "data2vec-audio": (transformers.Data2VecAudioConfig, transformers.Data2VecAudioModel),
     }
 
@@ -175,6 +178,7 @@ def hub_file(tmp_path_factory) -> Callable[..., Path]:
     from s3prl.upstream.data2vec.data2vec_model import Data2VecAudioConfig, Data2VecAudioModel
     from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
     from s3prl.upstream.wav2vec2.wav2vec2_model import AudioPretrainingConfig, Wav2Vec2Config, Wav2Vec2Model
+    from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
 
     def write(kind: str, large: bool = False, normalize: bool = False, **changes) -> Path:
         config = {
@@ -193,6 +197,13 @@ def hub_file(tmp_path_factory) -> Callable[..., Path]:
         task = {"sample_rate": 16000, "normalize": normalize}
         states = {"task_cfg": task, "model_cfg": config}
         torch.manual_seed(0)
+        path = tmp_path_factory.mktemp(kind) / f"{kind}.pt"
+        if kind in ("wavlm", "unispeech_sat"):  # one class, the latter without relative positions
+            relative = kind == "wavlm"
+            config |= {"normalize": normalize, "relative_position_embedding": relative, "gru_rel_pos": relative}
+            config |= {"num_buckets": 320, "max_distance": 800}
+            torch.save({"cfg": config, "model": scatter(WavLM(WavLMConfig(config))).state_dict()}, path)
+            return path
         if kind == "hubert":
             config["label_rate"] = 50.0
             states["dictionaries_symbols"] = [["a", "b", "c"]]
@@ -208,7 +219,6 @@ def hub_file(tmp_path_factory) -> Callable[..., Path]:
         states["model_weight"] = scatter(model).state_dict()
         if kind == "data2vec":
             states["model_weight"]["_ema"] = {}
-        path = tmp_path_factory.mktemp(kind) / f"{kind}.pt"
         torch.save(states, path)
         return path
 

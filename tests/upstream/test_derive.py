@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3prl_distiller.upstream.distiller.derive import derive_student, initialise
+from hypothesis import given
+from hypothesis import strategies as st
+from s3prl_distiller.upstream.distiller.derive import derive_student, evenly_spaced
+from s3prl_distiller.upstream.distiller.initialise import initialise
 from s3prl_distiller.upstream.distiller.model import DistillerModel, Encoder
 from s3prl_distiller.upstream.distiller.model_config import DistillerConfig, EncoderConfig
+from s3prl_distiller.upstream.distiller.pretrain_expert import load_config
 from s3prl_distiller.upstream.distiller.teacher import TeacherConfig, TeacherInfo, load_teacher
 
 import s3prl_distiller
+from s3prl_distiller import settings
 
 NANO = Path(s3prl_distiller.__file__).parent / "quickstart" / "hubert_nano"
 FOLLOWED = {
@@ -113,9 +118,106 @@ def test_the_bundled_teacher_with_nothing_given():
     assert config.encoder_embed_dim == config.final_dim == 192
     assert config.encoder_ffn_embed_dim == 768
     assert config.encoder_attention_heads == 3
-    assert config.targets == list(range(1, 13))
+    assert config.targets == [4, 8, 12]
     # Defaults of s3prl's for what a teacher has no say in.
     assert (config.encoder_layers, config.cosine_loss, config.dropout) == (1, 0.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "targets"),
+    [(12, [4, 8, 12]), (24, [8, 16, 24]), (48, [16, 32, 48]), (6, [2, 4, 6]), (4, [1, 3, 4]), (2, [1, 2]), (1, [1])],
+)
+def test_predicted_layers_follow_the_depth(n_layers, targets, caplog):
+    with caplog.at_level(logging.INFO):
+        config = derive_student({}, info_of(n_layers=n_layers))
+    assert config.targets == targets
+    assert config.n_tasks == len(targets)
+    assert f"predicts layers {', '.join(map(str, targets))} of the {n_layers}" in caplog.text
+
+
+PRE_NORM = {"layer_norm_first": True, "extractor_mode": "layer_norm", "normalize": True}
+
+
+@pytest.mark.parametrize(
+    ("released", "n_layers", "width", "switches"),
+    [
+        ("HuBERT large", 24, 1024, PRE_NORM),
+        ("HuBERT x-large", 48, 1280, {**PRE_NORM, "encoder_ffn_embed_dim": 5120}),
+        ("XLS-R 1B", 48, 1280, {**PRE_NORM, "conv_bias": True, "encoder_ffn_embed_dim": 5120}),
+        ("XLS-R 2B", 48, 1920, {**PRE_NORM, "conv_bias": True, "encoder_ffn_embed_dim": 7680}),
+    ],
+)
+def test_students_of_released_sizes(released, n_layers, width, switches):
+    """At full width and depth: two of the teacher's layers, on its front end."""
+    info = info_of(n_layers, width, encoder_attention_heads=16, **{"encoder_ffn_embed_dim": 4096, **switches})
+    _, given = load_config([settings.bundled("pretrain", "distilhubert")], {}, [])
+    config = derive_student(given, info)
+    assert config.final_dim == config.encoder_embed_dim == width
+    assert config.targets == [n_layers // 3, 2 * n_layers // 3, n_layers]
+    with torch.device("meta"):
+        student = DistillerModel(config)
+    heads = sum(parameter.numel() for parameter in student.output_layer.parameters())
+    total = sum(parameter.numel() for parameter in student.parameters()) - heads
+    units = info.architecture.encoder_ffn_embed_dim
+    layers = 2 * (4 * (width**2 + width) + 2 * width * units + units + width + 4 * width)
+    positions = width * width // 16 * 128 + 128 + width
+    front_end = 512 * (10 + 4 * 512 * 3 + 2 * 512 * 2) + 7 * 2 * 512 + (7 * 512 if config.conv_bias else 0)
+    assert total == layers + positions + 2 * width + front_end + 512 * width + width
+
+
+@given(n_layers=st.integers(1, 60), count=st.integers(1, 8))
+def test_evenly_spaced_layers(n_layers, count):
+    layers = evenly_spaced(n_layers, count)
+    assert layers == sorted(set(layers))
+    assert len(layers) == min(count, n_layers) and layers[-1] == n_layers
+    for part, layer in enumerate(layers, start=1):
+        if count <= n_layers:
+            assert abs(layer - part * n_layers / count) <= 0.5
+    assert layers[0] >= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "targets"),
+    [
+        ({"pred_layer_id": [5]}, [5]),
+        ({"n_tasks": 4}, [1, 2, 3, 4]),  # s3prl's meaning
+        ({"task_emb_type": "self-hidden", "out_layer_type": "none", "encoder_layers": 3}, [6, 12, 18, 24]),
+        ({"task_emb_type": "none", "out_layer_type": "linear"}, [24]),
+        ({"task_emb_type": "add", "out_layer_type": "linear"}, list(range(1, 25))),
+    ],
+)
+def test_what_is_said_of_predicted_layers_wins(given, targets):
+    assert derive_student(given, info_of(n_layers=24)).targets == targets
+
+
+@pytest.mark.parametrize(("n_layers", "targets"), [(12, [4, 8, 12]), (24, [8, 16, 24])])
+def test_the_recipe_means_the_paper_s_layers(n_layers, targets, tmp_path):
+    """And the config that is saved with a run says so in numbers, so that a resumed run predicts the same."""
+    recipe = settings.bundled("pretrain", "distilhubert")
+    config, given = load_config([recipe], {}, [])
+    config.distiller = derive_student(given, info_of(n_layers=n_layers))
+    assert config.distiller.targets == targets
+    (tmp_path / "config.yaml").write_text(settings.to_yaml(config))
+    again, given = load_config([tmp_path / "config.yaml", recipe], {}, [])
+    assert not settings.differences(config, again)
+    assert derive_student(given, info_of(n_layers=n_layers)) == config.distiller
+    _, given = load_config([recipe], {}, ["distiller.pred_layer_id=[2]"])
+    assert derive_student(given, info_of(n_layers=n_layers)).targets == [2]
+
+
+@pytest.mark.parametrize(
+    ("given", "heads", "units"),
+    [
+        ({}, 12, 3072),
+        ({"encoder_embed_dim": 384}, 6, 1536),
+        ({"encoder_embed_dim": 192, "encoder_ffn_embed_dim": 500}, 3, 500),
+        ({"encoder_embed_dim": 384, "encoder_attention_heads": 12}, 12, 1536),
+        ({"encoder_embed_dim": 480}, 12, 1920),  # no whole number of heads of 64 values
+    ],
+)
+def test_heads_and_units_go_with_the_width(given, heads, units):
+    config = derive_student(given, info_of())
+    assert (config.encoder_attention_heads, config.encoder_ffn_embed_dim) == (heads, units)
 
 
 def test_a_student_of_hubert_base_is_s3prl_s():
@@ -184,22 +286,50 @@ INIT_ALL = {"init_teacher_conv_layers": True, "init_teacher_encoder_layers": Tru
         ({"pred_layer_id": [4], "encoder_embed_dim": 200}, {}, ["encoder_attention_heads=12", "200"]),
         ({"pred_layer_id": [4], "encoder_layers": 13, **INIT_ALL}, {}, ["encoder_layers=13", "12 layers"]),
         (
-            {"pred_layer_id": [4], "encoder_embed_dim": 384, **INIT_ALL},
+            {"pred_layer_id": [4], "encoder_embed_dim": 1536, **INIT_ALL},
             {},
-            ["encoder_embed_dim=384", "768", "init_teacher_conv_layers=false"],
+            ["encoder_embed_dim=1536", "768", "init_teacher_conv_layers=false"],
         ),
         (
-            {"pred_layer_id": [4], "encoder_ffn_embed_dim": 1024, **INIT_ALL},
+            {"pred_layer_id": [4], "encoder_ffn_embed_dim": 4096, **INIT_ALL},
             {},
-            ["encoder_ffn_embed_dim=1024", "3072", "init_teacher_encoder_layers=false"],
+            ["encoder_ffn_embed_dim=4096", "3072", "init_teacher_encoder_layers=false"],
         ),
+        (
+            {"encoder_attention_heads": 24, **INIT_ALL},
+            {},
+            ["encoder_attention_heads=24", "12", "init_teacher_encoder_layers=false"],
+        ),
+        (
+            {"encoder_attention_heads": 6, **INIT_ALL},
+            {},
+            ["encoder_attention_heads=6", "128", "64", "init_teacher_encoder_layers=false"],
+        ),
+        (
+            {"extractor_conv_feature_layers": "[(512,10,5)] + [(600,3,2)] * 4 + [(512,2,2)] * 2", **INIT_ALL},
+            {},
+            ["extractor_conv_feature_layers", "channels", "init_teacher_conv_layers=false"],
+        ),
+        (
+            {"extractor_conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,4,2)] * 2", **INIT_ALL},
+            {},
+            ["extractor_conv_feature_layers", "kernels", "init_teacher_conv_layers=false"],
+        ),
+        ({"encoder_layers": 2, "init_layers": [1, 13], **INIT_ALL}, {}, ["init_layers=[1, 13]", "1 to 12"]),
+        ({"encoder_layers": 2, "init_layers": [0, 1], **INIT_ALL}, {}, ["init_layers=[0, 1]", "1 to 12"]),
+        ({"encoder_layers": 2, "init_layers": [1], **INIT_ALL}, {}, ["init_layers=[1]", "encoder_layers=2"]),
+        ({"init_layers": [1]}, {}, ["init_layers", "init_teacher_encoder_layers=true"]),
         ({"pred_layer_id": [4], "conv_pos": 64, **INIT_ALL}, {}, ["conv_pos=64", "128"]),
         ({"pred_layer_id": [4], "conv_bias": True, **INIT_ALL}, {}, ["conv_bias=True", "False"]),
         ({"pred_layer_id": [4], "extractor_mode": "layer_norm", **INIT_ALL}, {}, ["extractor_mode=layer_norm"]),
         (
             {"pred_layer_id": [4], **INIT_ALL},
             {"architecture": False},
-            ["init_teacher_conv_layers=true", "some_teacher", "init_teacher_conv_layers=false"],
+            [
+                "init_teacher_conv_layers=true",
+                "some_teacher",
+                "set distiller.init_teacher_conv_layers=false, distiller.init_teacher_encoder_layers=false",
+            ],
         ),
         (
             {

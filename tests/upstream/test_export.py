@@ -54,7 +54,8 @@ def waves():
 @pytest.fixture(scope="module")
 def hubert_nano_student(tmp_path_factory):
     """As distillation begins it: front end and first two layers of the bundled teacher, heads untrained."""
-    from s3prl_distiller.upstream.distiller.derive import derive_student, initialise
+    from s3prl_distiller.upstream.distiller.derive import derive_student
+    from s3prl_distiller.upstream.distiller.initialise import initialise
     from s3prl_distiller.upstream.distiller.model import DistillerModel
     from s3prl_distiller.upstream.distiller.teacher import TeacherConfig, load_teacher
 

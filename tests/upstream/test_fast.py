@@ -156,6 +156,26 @@ def test_compiled_parts_give_the_same_and_serve_batches_of_any_shape() -> None:
         torch._dynamo.reset()
 
 
+def test_numbers_of_the_loss_are_constants_of_what_is_compiled() -> None:
+    """As variables they would be tensors on the CPU, and the code for them takes most of a minute to compile."""
+    inputs: list[list[Any]] = []
+
+    def recorded(graph: Any, arguments: list[Any]) -> Any:
+        inputs.append(arguments)
+        return graph.forward
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend=recorded))
+        patch.setattr(nn.Module, "compile", lambda *_, **__: None)
+        torch._dynamo.reset()
+        _, step, wave, counts = distillation()
+        for size in (6, 5):
+            step(wave[:size], counts[:size])
+        torch._dynamo.reset()
+    assert len(inputs) == 1, "compiled again for another number of frames"
+    assert all(x.dim() > 1 for x in inputs[0] if isinstance(x, Tensor))
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

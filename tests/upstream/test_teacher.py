@@ -218,32 +218,12 @@ def test_names_in_the_hub(hub_file):
     assert teacher.twin is not None
 
 
-def test_another_architecture_runs_as_the_hub_gives_it(tmp_path, waves):
+def test_another_architecture_runs_as_the_hub_gives_it(hub_file, waves):
     """WavLM has gated relative positions, which our encoder has not."""
-    from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
-
-    config = {
-        "conv_feature_layers": "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2",
-        "encoder_layers": 2,
-        "encoder_embed_dim": 48,
-        "encoder_ffn_embed_dim": 96,
-        "encoder_attention_heads": 4,
-        "conv_pos": 32,
-        "conv_pos_groups": 4,
-        "relative_position_embedding": True,
-        "num_buckets": 32,
-        "max_distance": 80,
-        "gru_rel_pos": True,
-        "normalize": True,
-    }
-    torch.manual_seed(0)
-    path = tmp_path / "wavlm.pt"
-    torch.save({"cfg": config, "model": WavLM(WavLMConfig(config)).state_dict()}, path)
-    teacher = load_teacher(TeacherConfig(model=str(path)))
-    assert teacher.twin is None
-    assert teacher.info.architecture is None
+    teacher = load_teacher(TeacherConfig(model=str(hub_file("wavlm", normalize=True))))
+    assert teacher.twin is None and not teacher.runs_twin
     assert teacher.info.normalize
-    assert (teacher.info.n_layers, teacher.info.width, teacher.info.downsample_rate) == (2, 48, 320)
+    assert (teacher.info.n_layers, teacher.info.width, teacher.info.downsample_rate) == (3, 48, 320)
     lengths = torch.tensor([len(wav) for wav in waves])
     found = teacher(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths, [2])
     assert torch.equal(found[:, 0], teacher.expert(waves)["hidden_states"][2])

@@ -1,8 +1,8 @@
 """Pure converters between the forms in which models of the wav2vec 2.0 family come.
 
-Hugging Face's ``HubertModel``, ``Wav2Vec2Model`` and ``Data2VecAudioModel`` and fairseq's (s3prl's) models hold the
-same numbers under other names. Each converter takes a config and a state dict and returns ours; equal outputs are the
-test.
+Hugging Face's ``HubertModel``, ``Wav2Vec2Model``, ``UniSpeechModel``, ``UniSpeechSatModel`` and ``Data2VecAudioModel``
+and fairseq's (s3prl's) models hold the same numbers under other names. Each converter takes a config and a state dict
+and returns ours; equal outputs are the test.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .frontend import format_conv_layers
 from .model_config import EncoderConfig
 
-HUGGINGFACE_TYPES = ("hubert", "wav2vec2", "data2vec-audio")
+HUGGINGFACE_TYPES = ("hubert", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio")
 
 ACTIVATIONS = {"gelu_new": "gelu_accurate", "silu": "swish", "relu2": "relu_squared"}
 """Hugging Face's name of an activation, and fairseq's where it is another."""
@@ -98,7 +98,7 @@ def huggingface_weights(state: Mapping[str, Tensor], config: EncoderConfig) -> d
     renamed = {}
     for name, tensor in state.items():
         # A model saved with a head on top has the encoder one level down.
-        name = re.sub(r"^(hubert|wav2vec2|data2vec_audio)\.", "", name)
+        name = re.sub(r"^(hubert|wav2vec2|unispeech|unispeech_sat|data2vec_audio)\.", "", name)
         name = _renamed(name, _RENAMES)
         if config.extractor_mode == "layer_norm":
             name = re.sub(r"^(feature_extractor\.conv_layers\.\d+\.2)\.(weight|bias)$", r"\1.1.\2", name)

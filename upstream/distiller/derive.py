@@ -1,4 +1,4 @@
-"""A student made for its teacher: its config from what is given and what the teacher is, its first weights from it."""
+"""A student made for its teacher: its config from what is given and what the teacher is."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from .frontend import parse_conv_layers
-from .model import DistillerModel, Encoder
+from .initialise import check_initialisation
 from .model_config import DistillerConfig, EncoderConfig
 from .teacher import TeacherInfo
 
 log = logging.getLogger(__name__)
 
 # What a student takes over from its teacher unless its config says otherwise: shape, norm placement, biases. How many
-# layers it has, and what it predicts, is the recipe's affair.
+# layers it has is the recipe's affair.
 _FROM_TEACHER = (
     "extractor_mode",
     "extractor_conv_feature_layers",
@@ -38,6 +36,10 @@ _FROM_TEACHER = (
 def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerConfig:
     """Complete a student's config from its teacher, and check that the two fit.
 
+    Where neither ``pred_layer_id`` nor ``n_tasks`` is given, what is predicted follows the teacher's depth
+    (:func:`_targets`). Where only another width is given, heads keep the teacher's size as far as they can, and the
+    feed-forward blocks its proportion.
+
     Args:
         given: the keys of section ``distiller`` that a file or an override sets.
         teacher: what the teacher was found to be.
@@ -48,6 +50,7 @@ def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerC
     values: dict[str, Any] = {"final_dim": teacher.width, "normalize": teacher.normalize}
     if teacher.architecture is not None:
         values |= {key: getattr(teacher.architecture, key) for key in _FROM_TEACHER}
+        values |= _in_proportion(given, teacher.architecture)
         if values["always_project"] and _front_end_width(given, teacher.architecture) != _width(given, teacher):
             values["always_project"] = False  # there is a projection anyway, and s3prl knows no such key
     if not (values.get("normalize") or given.get("normalize")):
@@ -56,6 +59,8 @@ def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerC
         if not given["pred_layer_id"]:
             raise ValueError("distiller.pred_layer_id is empty: name at least one layer of the teacher")
         values["n_tasks"] = len(given["pred_layer_id"])
+    elif "n_tasks" not in given:
+        values |= _targets({**values, **given}, teacher)
     config = DistillerConfig(**{**values, **given})
     try:
         config.check()
@@ -83,35 +88,51 @@ def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerC
     if config.downsample_rate != teacher.downsample_rate:
         raise ValueError(
             f"the student makes a frame of {config.downsample_rate} samples "
-            f"(distiller.extractor_conv_feature_layers), but teacher {teacher.name} one of {teacher.downsample_rate}"
+            f"(distiller.extractor_conv_feature_layers), but teacher {teacher.name} one of {teacher.downsample_rate}: "
+            "give the student a front end whose strides multiply to that, or take another teacher"
         )
-    _check_initialisation(config, teacher)
+    check_initialisation(config, teacher)
+    if not {"pred_layer_id", "n_tasks"} & given.keys():
+        log.info(
+            "The student predicts layers %s of the %d of teacher %s, at even distances as DistilHuBERT's 4, 8, 12 of "
+            "12: distiller.pred_layer_id names others",
+            ", ".join(map(str, config.targets)),
+            teacher.n_layers,
+            teacher.name,
+        )
     return config
 
 
-def initialise(student: DistillerModel, twin: Encoder) -> int:
-    """Copy the teacher's weights into the parts of a student whose config asks for it.
+def evenly_spaced(n_layers: int, count: int) -> list[int]:
+    """``count`` of a teacher's layers at even distances, its last among them; fewer where it has fewer.
 
-    Args:
-        student: the student.
-        twin: the teacher's weights in our Encoder.
-
-    Returns:
-        How many parameters were copied.
+    DistilHuBERT (arXiv 2110.01900) predicts layers 4, 8 and 12 of 12: a third, two thirds and all of the depth.
     """
-    config = student.config
-    prefixes: list[str] = []
-    if config.init_teacher_conv_layers:
-        prefixes += ["feature_extractor.", "post_extract_proj.", "layer_norm."]
-    if config.init_teacher_encoder_layers:
-        prefixes += ["encoder.pos_conv.", *(f"encoder.layers.{index}." for index in range(config.encoder_layers))]
-    if config.init_teacher_encoder_norm:
-        prefixes += ["encoder.layer_norm."]
-    own: dict[str, Tensor] = student.state_dict()
-    theirs = twin.state_dict()
-    chosen = {name: theirs[name] for name in own if name in theirs and name.startswith(tuple(prefixes))}
-    student.load_state_dict(chosen, strict=False)
-    return sum(tensor.numel() for tensor in chosen.values())
+    # Halves are rounded up, and not to even numbers.
+    return sorted({max((2 * n_layers * part + count) // (2 * count), min(1, n_layers)) for part in range(1, count + 1)})
+
+
+def _targets(values: Mapping[str, Any], teacher: TeacherInfo) -> dict[str, Any]:
+    """What is predicted where nothing is said of it."""
+    kind = values.get("task_emb_type", "expand-last")
+    if kind not in ("expand-last", "self-hidden"):
+        # These predict layers 1 ... n_tasks, or layer n_tasks: all, or the last.
+        return {"n_tasks": teacher.n_layers}
+    count = 3 if kind == "expand-last" else values.get("encoder_layers", 1) + 1
+    layers = evenly_spaced(teacher.n_layers, count)
+    return {"pred_layer_id": layers, "n_tasks": len(layers)}
+
+
+def _in_proportion(given: Mapping[str, Any], teacher: EncoderConfig) -> dict[str, Any]:
+    """Heads and feed-forward units for a width other than the teacher's; what is given comes over them."""
+    width, theirs = given.get("encoder_embed_dim", teacher.encoder_embed_dim), teacher.encoder_embed_dim
+    if width == theirs or width < 1:
+        return {}
+    values = {"encoder_ffn_embed_dim": max(1, teacher.encoder_ffn_embed_dim * width // theirs)}
+    head = theirs // teacher.encoder_attention_heads
+    if width % head == 0:
+        values["encoder_attention_heads"] = width // head
+    return values
 
 
 def _width(given: Mapping[str, Any], teacher: TeacherInfo) -> int:
@@ -128,51 +149,3 @@ def _prediction_width(config: DistillerConfig) -> int:
         return config.final_dim
     extra = config.task_emb_size if config.task_emb_type == "concat-last" else 0
     return config.encoder_embed_dim + extra
-
-
-def _check_initialisation(config: DistillerConfig, teacher: TeacherInfo) -> None:
-    """Every part that is to start from the teacher must have the teacher's shape."""
-    flags = {
-        "init_teacher_conv_layers": ("extractor_mode", "extractor_conv_feature_layers", "conv_bias"),
-        "init_teacher_encoder_layers": (
-            "encoder_embed_dim",
-            "encoder_ffn_embed_dim",
-            "encoder_attention_heads",
-            "conv_pos",
-            "conv_pos_groups",
-            "conv_pos_depth",
-        ),
-        "init_teacher_encoder_norm": ("encoder_embed_dim",),
-    }
-    for flag, keys in flags.items():
-        if not getattr(config, flag):
-            continue
-        if teacher.architecture is None:
-            raise ValueError(
-                f"distiller.{flag}=true, but the weights of teacher {teacher.name} are not of an architecture that a "
-                f"student can start from: set distiller.{flag}=false"
-            )
-        if flag == "init_teacher_conv_layers" and config.task_emb_type == "concat":
-            raise ValueError(
-                "distiller.task_emb_type='concat' widens the projection, which then cannot start from the teacher's: "
-                "set distiller.init_teacher_conv_layers=false"
-            )
-        if flag == "init_teacher_conv_layers":
-            # The projection is copied with the front end, and joins it to the Transformer.
-            keys = (*keys, "encoder_embed_dim")
-        for key in keys:
-            ours, theirs = _comparable(config, key), _comparable(teacher.architecture, key)
-            if ours != theirs:
-                raise ValueError(
-                    f"distiller.{key}={getattr(config, key)} does not fit teacher {teacher.name}, which has "
-                    f"{getattr(teacher.architecture, key)}: leave the key out, or set distiller.{flag}=false"
-                )
-    if config.init_teacher_encoder_layers and config.encoder_layers > teacher.n_layers:
-        raise ValueError(
-            f"distiller.encoder_layers={config.encoder_layers} cannot start from teacher {teacher.name}, which has "
-            f"{teacher.n_layers} layers"
-        )
-
-
-def _comparable(config: EncoderConfig, key: str) -> Any:
-    return config.conv_layers if key == "extractor_conv_feature_layers" else getattr(config, key)

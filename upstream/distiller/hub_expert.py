@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from s3prl_distiller import checkpoint
 from s3prl_distiller.hub import load_hub, register
 
+from .student import preprocessor_of
+
 _HUGGINGFACE_ENTRIES = {"hubert": "hf_hubert_custom", "wav2vec2": "hf_wav2vec2_custom"}
 # What a user writes to name a local one, by role.
 _OPTION = {"teacher": "--teacher FILE_OR_FOLDER", "upstream": "-u FILE_OR_FOLDER"}
@@ -26,14 +28,20 @@ def load_hub_expert(model: str, ckpt: str | None, role: str) -> tuple[str, Any]:
         role: "teacher" or "upstream", for messages.
 
     Raises:
-        ValueError: it cannot be found, loaded or downloaded.
+        ValueError: it cannot be found, loaded or downloaded, or hears another sampling rate than 16 kHz.
     """
     register()
     name, arguments = _find(model, ckpt, role)
     expert: Any = _instantiate(name, arguments, role)
+    if (rate := getattr(getattr(expert, "extracter", None), "sampling_rate", 16_000)) != 16_000:
+        raise ValueError(
+            f"{role} {ckpt or model} hears audio at {rate} Hz (sampling_rate in its preprocessor_config.json): only "
+            "models for 16000 Hz can be used, which all audio is brought to"
+        )
     if hasattr(getattr(getattr(expert, "model", None), "config", None), "to_dict"):
         # transformers 5 leaves out the normalisation at a pre-norm encoder's end; its version 4 and fairseq have it.
         expert.model.config.tie_last_hidden_states = True
+        expert.model.config.return_dict = True  # a folder may say otherwise, and get tuples without names
         expert.model.config.apply_spec_augment = False  # in train mode it would mask features by itself
     return name, expert
 
@@ -48,7 +56,7 @@ def _find(model: str, ckpt: str | None, role: str) -> tuple[str, dict[str, Any]]
         settings = checkpoint.load_json(path / checkpoint.CONFIG)
         if settings.get("format") == "s3prl_distiller":
             return "distiller_local", {"ckpt": str(path)}
-        if not (path / "preprocessor_config.json").is_file():
+        if preprocessor_of(path) is None:
             # s3prl would take another model's.
             raise checkpoint.CheckpointError(
                 f"{path} has no preprocessor_config.json, which says whether waveforms are normalised: put one there, "

@@ -1,6 +1,6 @@
 """Entries of the s3prl hub: each name is an upstream. Signatures are s3prl's, so that ours take the place of its four.
 
-``distilhubert``, ``distilhubert_base`` and ``distilxlsr_bp_4_12`` have a registered checkpoint that is downloaded once;
+``distilhubert``, ``distilhubert_base`` and ``distilxlsr_bp_*`` have a registered checkpoint that is downloaded once;
 ``ckpt=PATH`` gives a local file or folder instead.
 """
 
@@ -66,8 +66,43 @@ def distilhubert_base(refresh: bool = False, *args: Any, **kwargs: Any) -> _Upst
 
 
 def distilxlsr_bp_4_12(refresh: bool = False, *args: Any, **kwargs: Any) -> _UpstreamExpert:
-    """DistilXLSR-53 for Brazilian Portuguese: XLSR-53 to 2 layers, trained on layers 4 and 12. Hugging Face format."""
-    ckpt = kwargs.pop("ckpt", None) or "lgris/distilxlsr_bp_4-12"
+    """DistilXLSR-53 for Brazilian Portuguese, trained on layers 4 and 12 of XLSR-53."""
+    return _distilxlsr_bp("4-12", refresh, *args, **kwargs)
+
+
+def distilxlsr_bp_8_12(refresh: bool = False, *args: Any, **kwargs: Any) -> _UpstreamExpert:
+    """DistilXLSR-53 for Brazilian Portuguese, trained on layers 8 and 12 of XLSR-53."""
+    return _distilxlsr_bp("8-12", refresh, *args, **kwargs)
+
+
+def distilxlsr_bp_12_16(refresh: bool = False, *args: Any, **kwargs: Any) -> _UpstreamExpert:
+    """DistilXLSR-53 for Brazilian Portuguese, trained on layers 12 and 16 of XLSR-53."""
+    return _distilxlsr_bp("12-16", refresh, *args, **kwargs)
+
+
+def distilxlsr_bp_16_24(refresh: bool = False, *args: Any, **kwargs: Any) -> _UpstreamExpert:
+    """DistilXLSR-53 for Brazilian Portuguese, trained on layers 16 and 24 of XLSR-53."""
+    return _distilxlsr_bp("16-24", refresh, *args, **kwargs)
+
+
+def distilxlsr_bp_4_8_12(refresh: bool = False, *args: Any, **kwargs: Any) -> _UpstreamExpert:
+    """DistilXLSR-53 for Brazilian Portuguese, trained on layers 4, 8 and 12 of XLSR-53."""
+    return _distilxlsr_bp("4-8-12", refresh, *args, **kwargs)
+
+
+def distilxlsr_bp_8_12_16(refresh: bool = False, *args: Any, **kwargs: Any) -> _UpstreamExpert:
+    """DistilXLSR-53 for Brazilian Portuguese, trained on layers 8, 12 and 16 of XLSR-53."""
+    return _distilxlsr_bp("8-12-16", refresh, *args, **kwargs)
+
+
+def distilxlsr_bp_8_12_24(refresh: bool = False, *args: Any, **kwargs: Any) -> _UpstreamExpert:
+    """DistilXLSR-53 for Brazilian Portuguese, trained on layers 8, 12 and 24 of XLSR-53."""
+    return _distilxlsr_bp("8-12-24", refresh, *args, **kwargs)
+
+
+def _distilxlsr_bp(targets: str, refresh: bool, *args: Any, **kwargs: Any) -> _UpstreamExpert:
+    """Published by L. Gris in Hugging Face's format (Apache-2.0), without figures and without prediction heads."""
+    ckpt = kwargs.pop("ckpt", None) or f"lgris/distilxlsr_bp_{targets}"
     return distiller_custom(ckpt, refresh, *args, **kwargs)
 
 

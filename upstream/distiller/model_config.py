@@ -117,11 +117,14 @@ class DistillerConfig(EncoderConfig):
     loss_type: str = "l1"  # l1 or l2
     feat_pen_loss: float = 0.0  # weight of the mean square of the front end's output
     cosine_loss: float = 0.0  # weight of -log sigmoid(cosine similarity)
-    pred_layer_id: list[int] = field(default_factory=list)  # teacher layers; empty: 1 ... n_tasks
+    pred_layer_id: list[int] = field(default_factory=list)  # teacher layers, 1 is the first; empty: 1 ... n_tasks
 
     # Initialisation from the teacher
     init_teacher_conv_layers: bool = False  # front end and projection
-    init_teacher_encoder_layers: bool = False  # positional embedding and the first layers
+    init_teacher_encoder_layers: bool = False  # positional embedding and layers
+    init_layers: list[int] = field(
+        default_factory=list
+    )  # not s3prl's: which teacher layers; empty: 1 ... encoder_layers
     init_teacher_encoder_norm: bool = False  # not s3prl's: the encoder's own layer norm, which s3prl leaves out
 
     def __post_init__(self) -> None:

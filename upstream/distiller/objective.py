@@ -36,7 +36,7 @@ def distillation_loss(
     predictions: Tensor,
     targets: Tensor,
     mask: Tensor | None,
-    layers: Sequence[int] | Sequence[str],
+    layers: Sequence[int],
     *,
     loss_type: str = "l1",
     cosine_weight: float = 1.0,

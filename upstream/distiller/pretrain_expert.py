@@ -16,15 +16,18 @@ from s3prl_distiller.checkpoint import check_weights
 from s3prl_distiller.data import Batch, Corpus, DataConfig, prepare
 from s3prl_distiller.engine import Member, OptimizerConfig, RunnerConfig, check_disk, mean_loss, precision
 
-from .derive import derive_student, initialise
+from . import card
+from .derive import derive_student
 from .encoder import TransformerEncoder
 from .fast.compilers import can_compile
 from .fast.step import PackedDistillation, refusal
 from .frontend import frame_lengths, receptive_field, valid_mask
+from .initialise import describe, initialise
 from .model import DistillerModel
 from .model_config import DistillerConfig
 from .objective import distillation_loss
-from .student import load_student, native_writers, s3prl_states
+from .probe import with_targets
+from .student import Student, load_student, native_writers, s3prl_states
 from .teacher import Teacher, TeacherConfig, load_teacher
 
 log = logging.getLogger(__name__)
@@ -41,8 +44,18 @@ class TaskConfig:
 
 
 @dataclass
+class CardConfig:
+    """Section ``card``: what the student's README.md says that no run can know."""
+
+    name: str | None = None  # what the student is called
+    license: str | None = None  # of its weights, as the Hugging Face hub calls it, such as apache-2.0
+    datasets: list[str] = field(default_factory=list)  # what the audio is called there, such as librispeech_asr
+
+
+@dataclass
 class PretrainConfig:
-    """A whole run. Sections and keys are those of s3prl's two YAML files; ``data`` takes the place of ``datarc``."""
+    """A whole run. Sections and keys are those of s3prl's two YAML files; ``data`` takes the place of ``datarc``, and
+    ``card`` is ours."""
 
     distiller: DistillerConfig = field(default_factory=DistillerConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -50,6 +63,7 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     runner: RunnerConfig = field(default_factory=RunnerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    card: CardConfig = field(default_factory=CardConfig)
 
 
 def from_s3prl(values: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +159,7 @@ class UpstreamPretrainExpert(nn.Module):
             compiled = False
         self.fast = PackedDistillation(self.model, twin, precision(runner.precision, device)[0], compiled)
         if compiled:
-            log.info("The first steps compile parts of both models: about a minute")
+            log.info("The first steps compile parts of both models: about half a minute")
 
     def verify_teacher(self, device: torch.device, utterances: int = 2) -> None:
         """Compare the teacher's twin with the hub's own forward on the first utterances of the data."""
@@ -210,6 +224,18 @@ class UpstreamPretrainExpert(nn.Module):
         """Writers of the student in our own form, by file name."""
         return native_writers(self.model, settings.plain(self.config), step)
 
+    def write_card(self, folder: Path, step: int, ckpt: Path, figures: Mapping[str, tuple[float, float]]) -> None:
+        """Write the model card of the student as it was saved.
+
+        Args:
+            folder: of the run.
+            step: optimiser steps taken.
+            ckpt: its file.
+            figures: of the held-out audio, by name: before and after training.
+        """
+        student = Student(self.model, settings.plain(self.config), step, "s3prl", ckpt)
+        card.save(card.page(student, figures, f"{self.corpus.train_seconds / 3600:.2f} hours"), folder)
+
     def describe(self) -> dict[str, str]:
         """What was distilled into what, for the summary of the run."""
         info, config = self.teacher.info, self.model.config
@@ -228,7 +254,12 @@ class UpstreamPretrainExpert(nn.Module):
 
 
 def build(
-    config: PretrainConfig, given: Mapping[str, Any], folder: Path, device: torch.device, weights: Path | None
+    config: PretrainConfig,
+    given: Mapping[str, Any],
+    folder: Path,
+    device: torch.device,
+    weights: Path | None,
+    auto_targets: bool = False,
 ) -> UpstreamPretrainExpert:
     """Put a run together, cheap checks first.
 
@@ -238,6 +269,7 @@ def build(
         folder: of the run; the report on the data goes there.
         device: where to train.
         weights: a checkpoint whose weights the student takes, if any.
+        auto_targets: probe the teacher for the layers to predict, as many as ``given`` has or 3.
 
     Raises:
         ValueError: teacher, data or checkpoint cannot be used, or do not fit together, or the disk is too small.
@@ -248,6 +280,8 @@ def build(
     info = teacher.info
     how = "" if teacher.runs_twin else ", run as the hub gives it"
     log.info("Teacher %s: %d layers, %d wide%s", info.name, info.n_layers, info.width, how)
+    if auto_targets:
+        given = with_targets(config.distiller, given, teacher, config.data, config.runner.seed, folder, device)
     config.distiller = derive_student(given, info)
     student = _build_student(config.distiller, teacher, weights)
     _check_crop(config.task, student)
@@ -255,6 +289,7 @@ def build(
     corpus = prepare(config.data, crop_samples=config.task.sequence_length, seed=config.runner.seed, report_dir=folder)
     for line in corpus.describe().splitlines():
         log.info("Data: %s", line)
+    config.data.language = config.data.language or corpus.languages
     expert = UpstreamPretrainExpert(config, student, teacher, corpus).to(device)
     expert.verify_teacher(device)
     expert.choose_path(device)
@@ -268,11 +303,15 @@ def _build_student(config: DistillerConfig, teacher: Teacher, weights: Path | No
         check_weights(saved, student, weights)
         student.load_state_dict(saved)
         log.info("The student's weights are those of %s", weights)
-    elif teacher.twin is not None:
-        copied = initialise(student, teacher.twin)
+    elif teacher.start is not None:
+        copied = initialise(student, teacher.start)
         total = sum(parameter.numel() for parameter in student.parameters())
+        how = describe(config, teacher.start.config)
         log.info(
-            "%.0f %% of %.2f M parameters of the student start from the teacher", 100 * copied / total, total / 1e6
+            "%.0f %% of %.2f M parameters of the student start from the teacher%s",
+            100 * copied / total,
+            total / 1e6,
+            f": {how}" if copied and how else "",
         )
     return student
 

@@ -168,11 +168,11 @@ def _from_s3prl(path: Path) -> Student:
 
 
 def _from_huggingface(path: Path, config: Mapping[str, Any]) -> Student:
-    preprocessor = _preprocessor(path)
-    if preprocessor is None:
+    described = preprocessor_of(path)
+    if described is None:
         log.warning("%s has no preprocessor_config.json: its waveforms are taken as not normalised", path)
     try:
-        encoder = huggingface_config(config, preprocessor)
+        encoder = huggingface_config(config, described)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / checkpoint.CONFIG} describes no student that can be read: {error}") from None
     weights_file = path / checkpoint.WEIGHTS
@@ -188,8 +188,11 @@ def _from_huggingface(path: Path, config: Mapping[str, Any]) -> Student:
     return Student(_fill(model, weights, path), {}, None, "huggingface", path)
 
 
-def _preprocessor(path: Path) -> dict[str, Any] | None:
-    """What says whether waveforms are normalised: a file, or (of transformers 5) a section of the processor's."""
+def preprocessor_of(path: Path) -> dict[str, Any] | None:
+    """What says in a Hugging Face folder whether waveforms are normalised; None: nothing does.
+
+    A file of its own, or where transformers 5 saved a processor, a section of that.
+    """
     if (path / "preprocessor_config.json").is_file():
         return checkpoint.load_json(path / "preprocessor_config.json")
     if (path / "processor_config.json").is_file():

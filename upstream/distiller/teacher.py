@@ -6,8 +6,9 @@ Always in eval mode and without gradient, unless the original's noisy targets ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,14 @@ from torch import Tensor, nn
 from .hub_expert import load_hub_expert
 from .model import Encoder
 from .model_config import EncoderConfig
-from .twin import build_twin, hub_normalizes, mismatch
+from .twin import build_start, build_twin, hub_normalizes, mismatch
 
 log = logging.getLogger(__name__)
+
+_PROBE = 16_000  # samples of noise on which a teacher is tried
+_SLACK = 5  # frames by which models of one rate may differ at the edges, as in s3prl
+# What code that we did not write raises where it is not what s3prl's interface asks for.
+_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass
@@ -40,7 +46,7 @@ class TeacherInfo:
     width: int  # of each hidden state
     downsample_rate: int  # samples a frame
     normalize: bool  # whether it brings waveforms to zero mean and unit variance
-    architecture: EncoderConfig | None  # None: not of the wav2vec 2.0 family
+    architecture: EncoderConfig | None  # what a student follows and starts from; None: not of the wav2vec 2.0 family
     parameters: int = 0  # those that its hidden states pass through, where the architecture is known
 
 
@@ -49,15 +55,24 @@ class Teacher(nn.Module):
 
     Args:
         expert: a hub expert.
-        twin: its weights in our Encoder, if they fit there: what a student starts from, and what is run.
+        twin: its weights in our Encoder, if they fit there: what is run.
         info: what it is.
         config: how it is to be run.
+        start: what a student starts from, if that is not the twin.
     """
 
-    def __init__(self, expert: nn.Module, twin: Encoder | None, info: TeacherInfo, config: TeacherConfig):
+    def __init__(
+        self,
+        expert: nn.Module,
+        twin: Encoder | None,
+        info: TeacherInfo,
+        config: TeacherConfig,
+        start: Encoder | None = None,
+    ):
         super().__init__()
         self.expert: nn.Module | None = expert
         self.twin = twin
+        self.start = start or twin
         self.info = info
         self.config = config
         self.requires_grad_(False)
@@ -75,9 +90,12 @@ class Teacher(nn.Module):
     def verify(self, wavs: Sequence[Tensor]) -> None:
         """Compare the twin with the hub's own forward on real utterances, then keep only the one that will be run.
 
+        Students have started by then: what they start from is let go of too.
+
         Args:
             wavs: waveforms (samples,) at 16 kHz on the teacher's device.
         """
+        self.start = None
         if not self.config.twin:
             self.twin = None
         if self.twin is None:
@@ -125,37 +143,111 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     """
     if config.train_mode and config.twin:
         raise ValueError("teacher.train_mode=true needs teacher.twin=false: a twin has no dropout")
-    name, expert = load_hub_expert(config.model, config.ckpt, role="teacher")
+    _, expert = load_hub_expert(config.model, config.ckpt, role="teacher")
+    name = config.model if config.ckpt is None else f"{config.model} ({config.ckpt})"
     expert.eval().requires_grad_(False)
-    twin = build_twin(expert)
-    probe = torch.randn(16_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    probe = torch.randn(_PROBE, generator=torch.Generator().manual_seed(0)) * 0.1
     hidden_states = _probe(expert, probe, name)
-    if twin is not None:
-        difference = mismatch(twin, expert, [probe])
-        if difference is not None:
-            log.warning("The twin of teacher %s gives %s: going on with the hub's own forward.", name, difference)
-            twin = None
-    rate = expert.get_downsample_rates("hidden_states")
+    twin, start, parameters = _in_our_encoder(expert, probe, name)
+    architecture = None if start is None else start.config
     info = TeacherInfo(
-        name=config.model if config.ckpt is None else f"{config.model} ({config.ckpt})",
+        name=name,
         n_layers=len(hidden_states) - 1,
         width=hidden_states[-1].shape[-1],
-        downsample_rate=rate if isinstance(rate, int) else rate[-1],
-        normalize=twin.config.normalize if twin is not None else hub_normalizes(expert),
-        architecture=twin.config if twin is not None else None,
-        parameters=0 if twin is None else sum(parameter.numel() for parameter in twin.parameters()),
+        downsample_rate=_rate(expert, hidden_states[-1].shape[1], name)
+        if architecture is None
+        else architecture.downsample_rate,
+        normalize=hub_normalizes(expert) if architecture is None else architecture.normalize,
+        architecture=architecture,
+        parameters=parameters,
     )
     if config.n_layers is not None and config.n_layers != info.n_layers:
         raise ValueError(f"teacher.n_layers={config.n_layers}, but {info.name} has {info.n_layers} layers")
-    return Teacher(expert, twin, info, config)
+    return Teacher(expert, twin, info, config, start)
+
+
+def _in_our_encoder(expert: nn.Module, probe: Tensor, name: str) -> tuple[Encoder | None, Encoder | None, int]:
+    """A teacher's twin, what a student starts from, and how many parameters the teacher has, as far as there are."""
+    if (twin := build_twin(expert)) is not None:
+        if (difference := mismatch(twin, expert, [probe])) is None:
+            return twin, twin, _parameters(twin)
+        log.warning("The twin of teacher %s gives %s: going on with the hub's own forward.", name, difference)
+    elif (found := build_start(expert)) is not None:
+        start, left_out = found
+        if not left_out:
+            return None, start, _parameters(start)
+        # The layers differ by what was left out; what leads up to them must not.
+        if (difference := mismatch(start, expert, [probe], first=1)) is None:
+            log.info(
+                "Teacher %s attends by relative positions, which a student has not: it starts from the rest of the "
+                "weights, and the teacher runs as the hub gives it",
+                name,
+            )
+            return None, start, _parameters(start) + left_out
+        log.warning("A student cannot start from teacher %s: it would give %s", name, difference)
+    return None, None, 0
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _probe(expert: nn.Module, wav: Tensor, name: str) -> Sequence[Tensor]:
-    with torch.no_grad():
-        output = expert([wav])
-    states = output.get("hidden_states") if isinstance(output, dict) else None
+    """Hidden states of a waveform (samples,).
+
+    Raises:
+        ValueError: the expert fails, or gives anything but hidden states of one shape, as s3prl's interface has them.
+    """
+    try:
+        with torch.no_grad():
+            output: Any = expert([wav])
+    except _FAILURES as error:
+        reason = str(error).split("\n")[0][:300] or type(error).__name__
+        raise ValueError(
+            f"teacher {name} fails on a second of noise: {reason}. It must take a list of waveforms and return a "
+            "dictionary with hidden_states"
+        ) from error
+    if not isinstance(output, Mapping):
+        raise ValueError(
+            f"teacher {name} returns a {type(output).__name__}: it must return a dictionary whose hidden_states are a "
+            "list of tensors (utterances, frames, width), as the experts of the s3prl hub do"
+        )
+    states = output.get("hidden_states")
     if not isinstance(states, (list, tuple)) or not states or not all(isinstance(s, Tensor) for s in states):
-        raise ValueError(f"teacher {name} gives no list of hidden states, so it has no layers to predict")
-    if len({state.shape for state in states}) != 1:
+        kind = type(states).__name__
+        if isinstance(states, (list, tuple)):
+            kind += f" of {', '.join(sorted({type(state).__name__ for state in states})) or 'nothing'}"
+        raise ValueError(
+            f"teacher {name} gives no list of hidden states but a {kind}, so it has no layers to predict: "
+            "hidden_states must be a list of tensors (utterances, frames, width)"
+        )
+    shapes = {tuple(state.shape) for state in states}
+    if len(shapes) != 1:
         raise ValueError(f"teacher {name} has layers of several widths or frame rates, which are not supported")
+    (shape,) = shapes
+    if len(shape) != 3 or shape[0] != 1:
+        raise ValueError(
+            f"teacher {name} gives hidden states of shape {shape} for one utterance: they must be (utterances, frames, "
+            "width)"
+        )
     return states
+
+
+def _rate(expert: Any, frames: int, name: str) -> int:
+    """Samples a frame, as an expert says it, or where it does not, as the ``frames`` of the probe show it.
+
+    Raises:
+        ValueError: it says one rate and gives frames at another.
+    """
+    if not hasattr(expert, "get_downsample_rates"):
+        # Only the difference of two lengths: how many frames are lost at the edges is not known.
+        more = _probe(expert, torch.zeros(2 * _PROBE), name)[-1].shape[1] - frames
+        return round(_PROBE / max(1, more))
+    said = expert.get_downsample_rates("hidden_states")
+    rate = said if isinstance(said, int) else said[-1]
+    if abs(_PROBE / rate - frames) > _SLACK:
+        raise ValueError(
+            f"teacher {name} says that a frame is {rate} samples (get_downsample_rates), but gives {frames} frames for "
+            f"{_PROBE} samples: correct one of them"
+        )
+    return rate

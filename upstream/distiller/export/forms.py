@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from s3prl_distiller import checkpoint
 
-from ..frontend import receptive_field
 from ..student import Student, s3prl_states
-from . import huggingface
-from .graph import StudentGraph, describe, trace, two_frames
-from .onnx import OPSET, require_onnx, to_int8, to_onnx
-from .runners import FILES, is_s3prls
+from . import huggingface, traced
+from .graph import StudentGraph, two_frames
+from .onnx import OPSET, require_onnx
+from .runners import FILES, unknown_to_s3prl
 
 FORMS = {
     "hf": "a Hugging Face folder for transformers",
@@ -51,7 +46,7 @@ def check(student: Student, form: str, options: Options) -> None:
         huggingface.to_huggingface_config(student.model.config, options.model_type)
     elif form in ("onnx", "onnx-int8"):
         require_onnx()
-    if form in ("onnx", "onnx-int8", "torch-export"):
+    if form in traced.FORMS:
         StudentGraph(student.model)
 
 
@@ -72,25 +67,19 @@ def _write_huggingface(student: Student, folder: Path, options: Options) -> list
     return notes
 
 
-def _write_onnx(student: Student, folder: Path, options: Options, for_int8: bool = False) -> list[str]:
-    graph = StudentGraph(student.model, for_int8)
-    config = student.model.config
-    to_onnx(trace(graph, student.model.conv_layers), graph.outputs, describe(config), folder / FILES["onnx"])
+def _write_onnx(student: Student, folder: Path, options: Options, form: str = "onnx") -> list[str]:
+    graph = StudentGraph(student.model, for_int8=form == "onnx-int8")
+    traced.write(graph, form, folder / FILES[form])
     return [
         f"Opset {OPSET}. Inputs: `waveform` (batch, samples) float32, zero-padded, at 16 kHz; `lengths` (batch) int64. "
         f"Outputs: {', '.join(f'`{name}`' for name in graph.outputs)}.",
-        f"Any batch, any length from {receptive_field(config.conv_layers)} samples up.",
+        f"Any batch, any length from {graph.shortest} samples up.",
     ]
 
 
 def _write_int8(student: Student, folder: Path, options: Options) -> list[str]:
-    notes = _write_onnx(student, folder, options, for_int8=True)
-    wide = folder / "float32.onnx"
-    (folder / FILES["onnx"]).rename(wide)
-    to_int8(wide, folder / FILES["onnx-int8"])
-    wide.unlink()
     return [
-        *notes,
+        *_write_onnx(student, folder, options, "onnx-int8"),
         "Products of matrices are in 8 bits, those of the front end's convolutions (but the first) too; weights have a "
         "scale for each output. The positions' convolution is stored in 8 bits and computed in float32.",
     ]
@@ -98,21 +87,17 @@ def _write_int8(student: Student, folder: Path, options: Options) -> list[str]:
 
 def _write_graph(student: Student, folder: Path, options: Options) -> list[str]:
     graph = StudentGraph(student.model)
-    layers = student.model.conv_layers
-    more = {"outputs.json": json.dumps(graph.outputs), "metadata.json": json.dumps(describe(student.model.config))}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.export.save(trace(graph, layers), folder / FILES["torch-export"], extra_files=more)
+    traced.write(graph, "torch-export", folder / FILES["torch-export"])
     return [
         f"`torch.export.load(FILE).module()(waveform, lengths)` gives {', '.join(f'`{n}`' for n in graph.outputs)}.",
-        f"Any batch, any length from {two_frames(layers)} samples (two frames) up.",
+        f"Any batch, any length from {two_frames(graph.conv_layers)} samples (two frames) up.",
     ]
 
 
 def _write_s3prl(student: Student, folder: Path, options: Options) -> list[str]:
     states = s3prl_states(student.model, student.training, student.step or 0)
     checkpoint.save_torch(states, folder / FILES["s3prl"])
-    unknown = is_s3prls(student.model)
+    unknown = unknown_to_s3prl(student.model)
     if unknown:
         return [
             f"s3prl 0.4.18 does not know {', '.join(unknown)}: it loads this file once `s3prl_distiller.register()` "

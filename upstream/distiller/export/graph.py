@@ -26,15 +26,28 @@ INPUTS = ("waveform", "lengths")
 _EXAMPLE = (2, 16_000)
 
 
-class StudentGraph(nn.Module):
+class Graph(nn.Module):
+    """A module that takes :data:`INPUTS`, and what whoever runs it must know.
+
+    Attributes:
+        outputs: names of what it returns.
+        metadata: text by key, from :func:`describe`.
+        conv_layers: of its front end.
+        shortest: samples of the shortest utterance that it takes.
+    """
+
+    outputs: tuple[str, ...]
+    metadata: dict[str, str]
+    conv_layers: list[ConvLayer]
+    shortest: int
+
+
+class StudentGraph(Graph):
     """Waveforms and lengths in; frames of each utterance and the hidden states of s3prl's experts out.
 
     Args:
         model: the student; it is copied.
         for_int8: whether rows are scaled one by one before they are multiplied, which 8 bits need.
-
-    Attributes:
-        outputs: names of what it returns.
 
     Raises:
         ValueError: a task embedding multiplies the utterances, which has no place in a graph of one batch.
@@ -44,6 +57,9 @@ class StudentGraph(nn.Module):
         super().__init__()
         check_one_batch(model.config)
         self.outputs = ("frames", *state_names(model.config))
+        self.metadata = describe(model.config)
+        self.conv_layers = model.conv_layers
+        self.shortest = receptive_field(self.conv_layers)
         self.model = for_graph(model, for_int8)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
@@ -79,27 +95,23 @@ def without_heads(model: DistillerModel) -> DistillerModel:
     return plain.eval()
 
 
-def trace(
-    module: nn.Module, conv_layers: Sequence[ConvLayer], shortest: int | None = None
-) -> torch.export.ExportedProgram:
-    """The graph of a module that takes :data:`INPUTS`, for any batch and any length from two frames up.
+def trace(graph: Graph) -> torch.export.ExportedProgram:
+    """The operations of a graph, for any batch and any length from two frames up.
 
     torch takes a dimension of size 1 for a special case, whose graph could be another, and refuses to mix them. ONNX
     has no such check, and its graph serves one frame too.
 
     Args:
-        module: in eval mode, on the CPU.
-        conv_layers: of its front end.
-        shortest: samples of the shortest utterance, where the module needs more than two frames.
+        graph: in eval mode, on the CPU.
     """
     batch, samples = _EXAMPLE
     example = (torch.zeros(batch, samples), torch.tensor([samples, samples - 4_000]))
     any_batch = torch.export.Dim("batch", min=1)
-    any_samples = torch.export.Dim("samples", min=max(two_frames(conv_layers), shortest or 0))
+    any_samples = torch.export.Dim("samples", min=max(two_frames(graph.conv_layers), graph.shortest))
     shapes = {INPUTS[0]: {0: any_batch, 1: any_samples}, INPUTS[1]: {0: any_batch}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(module, example, dynamic_shapes=shapes)
+        program = torch.export.export(graph, example, dynamic_shapes=shapes)
     # While tracing, torch notes of each reshape how it was done for this example and would hold later inputs to it, so
     # that a batch of one is refused. The operations themselves serve all shapes, and ranges of sizes are kept.
     program._guards_code = []

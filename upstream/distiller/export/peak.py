@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from s3prl_distiller import memory
+from s3prl_distiller.machine import utterance
 
 from .runners import open_runner
 
@@ -36,11 +37,11 @@ def _measure(form: str, path: Path, seconds: float, threads: int) -> int:
     torch.set_num_threads(threads)
     if form in _RUNTIMES:
         importlib.import_module(_RUNTIMES[form])
-    wave = torch.randn(1, round(seconds * 16_000), generator=torch.Generator().manual_seed(0)) * 0.1
+    wave, lengths = utterance(seconds)
     before = memory.resident()
     run = open_runner(form, path)
     memory.start_peak()
-    run(wave, torch.tensor([wave.shape[1]]))
+    run(wave, lengths)
     return max(0, memory.peak() - before)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fast.front_end import finish, scale_and_shift
+from ..fast.front_end import finish, scale_and_shift, window_statistics
 from ..frontend import ConvBlock, ConvFrontEnd, GroupNormOverTime, frame_lengths
 from ..model import SplitLinear
 
@@ -66,21 +66,12 @@ class FirstLayer(nn.Module):
         windows = torch.cat(list(_ahead(steps, kernel, stride, 1)), -1)
         weight, bias = conv.weight[:, 0].t()[None], conv.bias
         if isinstance(norm, GroupNormOverTime):
-            scale, shift = scale_and_shift(norm, conv, *_statistics(windows, frames))
+            scale, shift = scale_and_shift(norm, conv, *window_statistics(windows, frames))
             weight, bias = weight * scale[:, None], shift
         if bias is not None:  # one more tap, on a constant 1, costs no pass over the output
             weight = torch.cat([weight, bias.expand(weight.shape[0], -1)[:, None]], 1)
             windows = F.pad(windows, (0, 1), value=1.0)
         return finish(self.block, windows @ weight)
-
-
-def _statistics(windows: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, 1, kernel) and covariance (B, kernel, kernel) of the first ``frames`` windows (B, T, kernel)."""
-    content = (torch.arange(windows.shape[1], device=windows.device)[None] < frames[:, None])[..., None]
-    count = frames[:, None, None].double()
-    mean = (windows * content).double().sum(1, keepdim=True) / count
-    centred = ((windows - mean.float()) * content).double()
-    return mean.float().double(), centred.transpose(1, 2) @ centred / count
 
 
 def _ahead(rows: Tensor, kernel: int, stride: int, channels: int) -> Iterator[Tensor]:
@@ -137,7 +128,7 @@ class SplitRowLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         each = x.unflatten(-1, (len(self.parts), -1)).unbind(2)
         made = [products([part], [weight], None, scaled=True) for part, weight in zip(each, self.parts, strict=True)]
-        return torch.cat(made, -1) + self.bias.flatten(2)
+        return torch.stack(made, 1) + self.bias[:, 0, :, None]
 
 
 def products(parts: Sequence[Tensor], weights: Iterable[Tensor], bias: Tensor | None, scaled: bool) -> Tensor:

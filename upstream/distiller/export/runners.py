@@ -21,7 +21,8 @@ from .graph import INPUTS, state_names
 from .onnx import open_session
 
 Runner = Callable[[Tensor, Tensor], dict[str, Tensor]]
-"""(B, samples) zero-padded waveforms at 16 kHz and (B,) samples of each, to hidden states (B, T, D) by name."""
+"""(B, samples) zero-padded waveforms at 16 kHz and (B,) samples of each in; what the form gives by name out: hidden
+states (B, T, D) of a student, the answer of a head, and of a graph also the frames (B,) of each utterance."""
 
 FILES = {
     "onnx": "model.onnx",
@@ -72,7 +73,7 @@ def open_runner(form: str, path: Path) -> Runner:
     return opened[form](path / FILES[form] if path.is_dir() else path)
 
 
-def is_s3prls(model: DistillerModel) -> list[str]:
+def unknown_to_s3prl(model: DistillerModel) -> list[str]:
     """What of a student's architecture s3prl 0.4.18 does not know; it can load those of which there is nothing."""
     config = model.config
     wide = config.conv_layers[-1][0]
@@ -98,8 +99,7 @@ def _onnx(path: Path) -> Runner:
 
     def run(wave: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         given = dict(zip(INPUTS, (wave.numpy(), lengths.numpy()), strict=True))
-        found = dict(zip(names, session.run(None, given), strict=True))
-        return {name: torch.from_numpy(value) for name, value in found.items() if name != "frames"}
+        return {name: torch.from_numpy(value) for name, value in zip(names, session.run(None, given), strict=True)}
 
     return run
 
@@ -113,8 +113,7 @@ def _exported(path: Path) -> Runner:
 
     @torch.no_grad()
     def run(wave: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        found = dict(zip(names, module(wave, lengths), strict=True))
-        return {name: value for name, value in found.items() if name != "frames"}
+        return dict(zip(names, module(wave, lengths), strict=True))
 
     return run
 
@@ -149,7 +148,7 @@ def _s3prl(path: Path) -> Runner:
     load_hub()
     student = read_student(path).model
     expert: Any = UpstreamExpert(path)
-    if not is_s3prls(student):
+    if not unknown_to_s3prl(student):
         theirs = importlib.import_module("s3prl.upstream.distiller.expert")
         with contextlib.redirect_stdout(io.StringIO()):
             expert = theirs.UpstreamExpert(str(path))

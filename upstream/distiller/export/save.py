@@ -13,11 +13,12 @@ from torch import Tensor
 
 from s3prl_distiller import checkpoint
 
+from .. import card
 from ..student import Student
 from . import parity, report
 from .forms import FORMS, WRITERS, Options, check
 from .graph import without_heads
-from .runners import open_runner
+from .runners import FILES, open_runner
 
 
 def export(student: Student, form: str, folder: Path, speech: Sequence[Tensor], options: Options) -> str:
@@ -55,6 +56,8 @@ def export(student: Student, form: str, folder: Path, speech: Sequence[Tensor], 
         source = {"source": student.path.name, "step": student.step}
         checkpoint.save_json(report.figures(form, checks, tolerance, costs, source), temporary / report.FIGURES)
         checkpoint.save_text(text, temporary / report.PAGE)
+        if not (folder / card.FILE).exists():
+            checkpoint.save_text(card.for_export(student, form, FILES[form]), temporary / card.FILE)
     return text
 
 

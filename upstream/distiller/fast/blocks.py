@@ -7,14 +7,14 @@ layer's normalisation is over the whole utterance all the same: its statistics f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..frontend import ChannelLayerNorm, ConvFrontEnd, ConvLayer, GroupNormOverTime, receptive_field
-from .front_end import convolve, finish, scale_and_shift
+from ..frontend import ChannelLayerNorm, ConvFrontEnd, GroupNormOverTime, receptive_field
+from ..model_config import EncoderConfig
+from .front_end import convolve, finish, gram, scale_and_shift
 from .int8 import Int8RowConv, front_end_on_cpu
 from .threads import in_parallel
 
@@ -23,28 +23,36 @@ FRAMES = 64
 
 
 class Moments:
-    """Mean and covariance of a wave's windows, and of the wave itself; it may come in pieces."""
+    """Mean and covariance of a wave, where it is to be normalised, and of its windows, where their filters' output is.
 
-    def __init__(self, conv_layers: Sequence[ConvLayer], device: torch.device):
-        _, self.kernel, self.stride = conv_layers[0]
+    The wave may come in pieces.
+    """
+
+    def __init__(self, config: EncoderConfig, device: torch.device):
+        _, self.kernel, self.stride = config.conv_layers[0]
+        self.needs_wave, self.needs_windows = config.normalize, config.extractor_mode == "default"
         self.samples = self.windows = 0
         wide = {"dtype": torch.float64, "device": device}
-        self.wave, self.energy = torch.zeros((), **wide), torch.zeros((), **wide)
+        self.wave = self.energy = torch.zeros((), **wide)
         self.first, self.second = torch.zeros(self.kernel, **wide), torch.zeros(self.kernel, self.kernel, **wide)
         self.left = torch.zeros(0, device=device)
 
     def add(self, piece: Tensor) -> None:
         """piece: (samples,), what comes next."""
         self.samples += len(piece)
-        wide = piece.double()
-        self.wave += wide.sum()
-        self.energy += wide @ wide
-        wave = torch.cat([self.left, piece])
+        if self.needs_wave:
+            wide = piece.double()
+            self.wave = self.wave + wide.sum()
+            self.energy = self.energy + wide @ wide
+        if self.needs_windows:
+            self._add_windows(torch.cat([self.left, piece]))
+
+    def _add_windows(self, wave: Tensor) -> None:
         count = max(0, (len(wave) - self.kernel) // self.stride + 1)
         if count:
             windows = wave.unfold(0, self.kernel, self.stride).double()
             self.first += windows.sum(0)
-            self.second += windows.t() @ windows
+            self.second += gram(windows)
             self.windows += count
         self.left = wave[count * self.stride :]
 
@@ -72,17 +80,17 @@ class BlockFrontEnd:
     def __init__(self, front_end: ConvFrontEnd, moments: Moments, normalize_eps: float | None, dtype: torch.dtype):
         self.front_end, self.dtype = front_end, dtype
         first = front_end.blocks[0]
-        mean, scale = moments.wave.new_zeros(()), moments.wave.new_ones(())
+        self.normal: tuple[Tensor, Tensor] | None = None
         if normalize_eps is not None:
             mean, variance = moments.of_wave()
-            scale = torch.rsqrt(variance + normalize_eps)
-        self.mean, self.scale = mean.float(), scale.float()
+            self.normal = mean, torch.rsqrt(variance + normalize_eps)
         weight, shift = first.conv.weight[:, 0].t(), first.conv.bias
         if isinstance(first.norm, GroupNormOverTime):
             centre, covariance = moments.of_windows()
-            factor, offset = scale_and_shift(
-                first.norm, first.conv, (centre - mean) * scale, covariance * scale.square()
-            )
+            if self.normal is not None:
+                mean, scale = self.normal
+                centre, covariance = (centre - mean) * scale, covariance * scale.square()
+            factor, offset = scale_and_shift(first.norm, first.conv, centre, covariance)
             weight, shift = weight * factor[0], offset[0]
         self.weight, self.shift = weight.t(), shift
         convs = [block.conv for block in front_end.blocks[1:]] if moments.wave.device.type == "cpu" else []
@@ -101,6 +109,8 @@ class BlockFrontEnd:
     def __call__(self, wave: Tensor) -> Tensor:
         """(samples,) to (T, C): all frames that these samples are enough for."""
         frames = self.frames_of(len(wave))
+        if wave.device.type != "cpu":
+            return self._block(wave, frames)
         features = wave.new_empty(frames, self.front_end.specs[-1][0], dtype=self.dtype)
 
         def block(start: int, stop: int) -> None:
@@ -110,13 +120,18 @@ class BlockFrontEnd:
         if self.int8:
             in_parallel(block, frames, FRAMES)
             return features
-        size = FRAMES if wave.device.type == "cpu" else frames
-        for start in range(0, frames, size):
-            block(start, min(start + size, frames))
+        for start in range(0, frames, FRAMES):
+            block(start, min(start + FRAMES, frames))
         return features
 
+    def _normalized(self, wave: Tensor) -> Tensor:
+        if self.normal is None:
+            return wave
+        mean, scale = self.normal
+        return (wave - mean.float()) * scale.float()
+
     def _int8_block(self, wave: Tensor, frames: int) -> Tensor:
-        wave = (wave[: (frames - 1) * self.hop + self.field] - self.mean) * self.scale
+        wave = self._normalized(wave[: (frames - 1) * self.hop + self.field])
         return front_end_on_cpu(self.taps, self.offset, self.front_end.specs[0][2], self.int8, wave)
 
     def _block(self, wave: Tensor, frames: int) -> Tensor:
@@ -125,7 +140,7 @@ class BlockFrontEnd:
         first, *others = self.front_end.blocks
         (kernel,), (stride,) = first.conv.kernel_size, first.conv.stride
         samples = slots * self.hop + max(0, kernel - stride)
-        wave = (wave[:samples] - self.mean) * self.scale
+        wave = self._normalized(wave[:samples])
         windows = F.pad(wave, (0, samples - len(wave))).unfold(0, kernel, stride)[: slots * self.hop // stride]
         # In fewer bits a smooth wave would drown in the rounding of what such filters leave of it.
         x = finish(first, F.linear(windows, self.weight, self.shift).to(self.dtype))

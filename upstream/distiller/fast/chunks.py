@@ -31,7 +31,7 @@ def in_chunks(
         ValueError: the recording is shorter than one frame.
     """
     device = next(inference.source.parameters()).device
-    moments = Moments(inference.source.conv_layers, device)
+    moments = Moments(inference.source.config, device)
     for piece in stream():
         moments.add(piece.to(device))
     inference.source.check_lengths(torch.tensor([moments.samples]))

@@ -47,18 +47,22 @@ def first_layer(
     padded = F.pad(wave, (0, kernel - stride)).unfold(1, kernel, stride)
     weight, shift = conv.weight[:, 0].t().expand(len(wave), -1, -1), conv.bias
     if isinstance(norm, GroupNormOverTime):
-        mean, covariance = packing.once(wave, lambda: window_statistics(conv, padded, packing, over_padding))
+        frames = _frames(conv, packing.samples, over_padding)
+        mean, covariance = packing.once("statistics", wave, lambda: window_statistics(padded, frames))
         scale, shift = scale_and_shift(norm, conv, mean, covariance)
         weight = weight * scale[:, None]
-    windows = padded.reshape(packing.padded_slots, -1)[packing.slots].view(-1, kernel)
     # The shift is one more tap, on a constant 1. Zeros up to what a GPU multiplies fast.
-    taps = kernel if shift is None else kernel + 1
-    zeros = max(16, 1 << (taps - 1).bit_length()) - taps
-    windows = F.pad(F.pad(windows, (0, taps - kernel), value=1.0), (0, zeros))
+    shifted = shift is not None
+    zeros = max(16, 1 << (kernel - 1 + shifted).bit_length()) - kernel - shifted
     if shift is not None:
         weight = torch.cat([weight, shift.expand(len(wave), -1)[:, None]], 1)
-    weight = F.pad(weight, (0, 0, 0, zeros))
-    windows, weight = for_product(windows), for_product(weight)
+    weight = for_product(F.pad(weight, (0, 0, 0, zeros)))
+
+    def filled() -> Tensor:
+        windows = for_product(padded).reshape(packing.padded_slots, -1).index_select(0, packing.slots)
+        return F.pad(F.pad(windows.view(-1, kernel), (0, shifted), value=1.0), (0, zeros))
+
+    windows = packing.once(f"windows with {int(shifted)} and {zeros}", wave, filled)
     rows = len(windows) // len(packing.slots)
     if _has_kernel(block, windows, rows):
         from .first_layer import windows_gelu
@@ -75,15 +79,34 @@ def _has_kernel(block: ConvBlock, windows: Tensor, rows: int) -> bool:
     return windows.is_cuda and powers and plain and can_compile()
 
 
-def window_statistics(conv: nn.Conv1d, windows: Tensor, packing: Packing, over_padding: bool) -> tuple[Tensor, Tensor]:
-    """Mean (B, 1, kernel) and covariance (B, kernel, kernel) of each utterance's windows (B, T, kernel), in float64."""
-    samples = packing.samples.max().expand_as(packing.samples) if over_padding else packing.samples
-    frames = frame_lengths(samples, [(conv.out_channels, conv.kernel_size[0], conv.stride[0])])
+def _frames(conv: nn.Conv1d, samples: Tensor, over_padding: bool) -> Tensor:
+    """How many of the first layer's frames count for its normalisation, (B,) of (B,) samples."""
+    heard = samples.max().expand_as(samples) if over_padding else samples
+    return frame_lengths(heard, [(conv.out_channels, conv.kernel_size[0], conv.stride[0])])
+
+
+def window_statistics(windows: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, 1, kernel) and covariance (B, kernel, kernel) of each utterance's windows, in float64.
+
+    Args:
+        windows: (B, T, kernel).
+        frames: (B,) how many of T count.
+    """
     content = (torch.arange(windows.shape[1], device=windows.device)[None] < frames[:, None])[..., None]
     count = frames[:, None, None]
     mean = torch.where(content, windows, 0).sum(1, keepdim=True, dtype=torch.float64) / count
     centred = torch.where(content, windows - mean.float(), 0).double()
-    return mean.float().double(), centred.transpose(1, 2) @ centred / count
+    return mean.float().double(), gram(centred) / count
+
+
+def gram(x: Tensor) -> Tensor:
+    """``x.T @ x`` of (..., T, kernel): (..., kernel, kernel)."""
+    if not x.is_cuda:
+        return x.transpose(-1, -2) @ x
+    # A GPU would leave a sum over so many rows to one of its processors.
+    rest = -x.shape[-2] % 64
+    parts = (F.pad(x, (0, 0, 0, rest)) if rest else x).unflatten(-2, (64, -1))
+    return (parts.transpose(-1, -2) @ parts).sum(-3)
 
 
 def scale_and_shift(

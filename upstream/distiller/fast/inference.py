@@ -85,16 +85,18 @@ class Inference:
             return self.source(pad_sequence(list(waves), batch_first=True), lengths, predict)
         model.check_lengths(lengths)
         with torch.autocast(device.type, enabled=False):  # the precision is chosen already
-            if device.type == "cuda" and model.config.task_emb_type not in ("add", "concat"):
+            packs = device.type == "cuda" and model.config.task_emb_type not in ("add", "concat")
+            if packs and len(waves) > 1:
                 return self._packed(model, waves, lengths, predict)
             heard = int(lengths.max()) if model.config.norm_over_padding else 0
             alone = [self._alone(model, wave, heard, predict) for wave in waves]
         return alone[0] if len(alone) == 1 else _apply(_padded, alone)
 
     def _alone(self, model: DistillerModel, wave: Tensor, heard: int, predict: bool) -> DistillerOutput:
-        moments = Moments(model.conv_layers, wave.device)
+        moments = Moments(model.config, wave.device)
         moments.add(wave)
-        moments.add(wave.new_zeros(max(0, heard - len(wave))))
+        if heard > len(wave):
+            moments.add(wave.new_zeros(heard - len(wave)))
         return self.encode(self.front_end(moments)(wave)[None], predict)
 
     def front_end(self, moments: Moments) -> BlockFrontEnd:

@@ -115,7 +115,7 @@ class Int8SplitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = x.flatten(0, -2).chunk(len(self.products), -1)
         outputs = [product(part) for product, part in zip(self.products, parts, strict=True)]
-        return torch.cat(outputs, -1).unflatten(0, x.shape[:-1])
+        return torch.stack(outputs).unflatten(1, x.shape[:-1]).transpose(0, 1)
 
 
 class Int8RowConv(Int8Product):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,31 +19,13 @@ def for_product(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-class _TakeRows(torch.autograd.Function):
-    """Autograd's own gradient of indexing adds atomically; here each row is wanted at most once, so it is a gather."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(index, back)
-        return _rows(x, index)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        _, back = ctx.saved_tensors
-        return _rows(grad_outputs[0], back), None, None
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    return torch.where(index[:, None] < 0, 0, x[index.clamp_min(0)])
-
-
 @dataclass(frozen=True)
 class Layout:
-    """Which rows of one arrangement are which of another.
+    """Which rows of one arrangement make up another.
 
     Attributes:
-        there: (rows of the new,) row of the old, or -1 for none: zeros.
-        back: (rows of the old,) row of the new, or -1.
+        there: (rows of the new,) integer, row of the old.
+        back: (rows of the old,) integer, row of the new, or -1 for none.
     """
 
     there: Tensor
@@ -51,11 +33,34 @@ class Layout:
 
     def take(self, x: Tensor) -> Tensor:
         """(rows of the old, width) to (rows of the new, width)."""
-        return cast(Tensor, _TakeRows.apply(x, self.there, self.back))
+        return cast(Tensor, _Take.apply(x, self))
 
     def give(self, x: Tensor) -> Tensor:
-        """(rows of the new, width) to (rows of the old, width)."""
-        return cast(Tensor, _TakeRows.apply(x, self.back, self.there))
+        """(rows of the new, width) to (rows of the old, width), zeros where there is none."""
+        return cast(Tensor, _Give.apply(x, self))
+
+
+# Autograd's own gradient of indexing adds atomically; here each row is wanted at most once, so it is a gather.
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.there)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return _Give.forward(ctx, grad_outputs[0], ctx.layout), None
+
+
+class _Give(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return torch.where(layout.back[:, None] < 0, 0, x.index_select(0, layout.back.clamp_min(0)))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return _Take.forward(ctx, grad_outputs[0], ctx.layout), None
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ class Packing:
         samples: (B,) of each utterance.
         bounds: (B + 1,) int32, first frame of each utterance and the end of the last.
         longest: T.
-        slots: (N,) those of the slots of the padded waveforms that utterances fill. A slot is as many samples as there
-            are from one frame to the next.
+        slots: (N,) int32, those of the slots of the padded waveforms that utterances fill. A slot is as many samples as
+            there are from one frame to the next.
         padded_slots: of all padded waveforms.
         slot_ends: (B,) int32, end of each utterance's filled slots.
         slot_owners: (N,) int32, utterance of each.
@@ -84,15 +89,15 @@ class Packing:
     slot_owners: Tensor
     frames: Layout
     padded: Layout
-    _found: list[tuple[Tensor, Any]] = field(default_factory=list)
+    _found: list[tuple[str, Tensor, Any]] = field(default_factory=list)
 
-    def once(self, of: Tensor, compute: Callable[[], Any]) -> Any:
+    def once(self, what: str, of: Tensor, compute: Callable[[], Any]) -> Any:
         """What is computed of a tensor, the second time from memory: teacher and student see the same waveforms."""
-        for known, value in self._found:
-            if known is of:
+        for name, known, value in self._found:
+            if name == what and known is of:
                 return value
         value = compute()
-        self._found.append((of, value))
+        self._found.append((what, of, value))
         return value
 
     @property
@@ -135,33 +140,40 @@ def pack(samples: Sequence[int], frames: Sequence[int], padded: int, hop: int, d
         hop: samples from one frame to the next.
         device: of the model. Nothing waits for it.
     """
-    slots = [-(-n // hop) for n in samples]
-    padded_slots = [padded // hop] * len(slots)
-    longest = max(frames)
-    on_device = torch.tensor([list(samples), slots, list(frames)]).to(device, non_blocking=True)
+    heard, kept = np.array(samples), np.array(frames)
+    slots = -(-heard // hop)
+    padded_slots, longest = np.full_like(slots, padded // hop), np.full_like(kept, kept.max())
+    filled, _ = _layout(slots, padded_slots)
+    content, rectangle = _layout(kept, slots), _layout(kept, longest)
+    owners, bounds = np.repeat(np.arange(len(slots)), slots), np.cumsum([0, *kept])
+    parts = heard, bounds, filled, np.cumsum(slots), owners, *content, *rectangle
+    lengths, bounds, filled, ends, owners, *layouts = _sent(parts, device)
     return Packing(
-        on_device[0],
-        F.pad(on_device[2].cumsum(0), (1, 0)).int(),
-        longest,
-        _layout(slots, padded_slots, on_device[1]).there,
-        sum(padded_slots),
-        on_device[1].cumsum(0).int(),
-        torch.arange(len(slots), device=device, dtype=torch.int32).repeat_interleave(
-            on_device[1], output_size=sum(slots)
-        ),
-        _layout(frames, slots, on_device[2]),
-        _layout(frames, [longest] * len(frames), on_device[2]),
+        lengths.long(),
+        bounds,
+        int(kept.max()),
+        filled,
+        int(padded_slots.sum()),
+        ends,
+        owners,
+        Layout(*layouts[:2]),
+        Layout(*layouts[2:]),
     )
 
 
-def _layout(kept: Sequence[int], of: Sequence[int], counts: Tensor) -> Layout:
-    """The first ``kept`` rows of each utterance, which has ``of`` of them; ``counts``: ``kept`` on the device."""
-    device, total = counts.device, sum(of)
-    starts = torch.tensor([0, *accumulate(of)][:-1], dtype=torch.int64).to(device, non_blocking=True)
-    firsts = counts.cumsum(0) - counts
-    sizes = torch.tensor(of, dtype=torch.int64).to(device, non_blocking=True)
-    there = torch.arange(sum(kept), device=device) + (starts - firsts).repeat_interleave(counts, output_size=sum(kept))
-    within = torch.arange(total, device=device) - starts.repeat_interleave(sizes, output_size=total)
-    first = firsts.repeat_interleave(sizes, output_size=total)
-    back = torch.where(within < counts.repeat_interleave(sizes, output_size=total), first + within, -1)
-    return Layout(there, back)
+def _layout(kept: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A layout's two parts: the first ``kept`` rows (B,) of each utterance, which has ``of`` (B,) of them."""
+    starts, firsts = np.cumsum(of) - of, np.cumsum(kept) - kept
+    there = np.arange(kept.sum()) + np.repeat(starts - firsts, kept)
+    back = np.full(of.sum(), -1)
+    back[there] = np.arange(len(there))
+    return there, back
+
+
+def _sent(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
+    """As int32 on the device. In one piece: to a GPU the smallest copy, or kernel, is as long as one a thousand times
+    its size."""
+    sizes = [len(part) for part in parts]
+    whole = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
+    np.concatenate(parts, out=whole.numpy(), casting="unsafe")
+    return whole.to(device, non_blocking=True).split(sizes)

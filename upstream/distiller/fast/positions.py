@@ -52,20 +52,20 @@ class Response:
         """(B, T, D) to (B, T, D), as :func:`overlap_add`."""
         batch, frames, width = x.shape
         kernel, inner = self.analysis.shape[1], self.along.shape[1]
-        blocks = -(-frames // kernel)
+        start = kernel - 1 - kernel // 2
+        blocks = -(-(start + frames) // kernel)
         # (B * blocks, 2 * bins, D)
         parts = F.pad(x, (0, 0, 0, blocks * kernel - frames)).reshape(-1, kernel, width)
         spectra = torch.bmm(self.analysis.expand(len(parts), -1, -1), parts)
         real, imaginary = spectra.unflatten(1, (2, -1)).unflatten(-1, (self.groups, inner)).flatten(2, 3).unbind(1)
-        product = torch.bmm(real.transpose(0, 1), self.along) + torch.bmm(imaginary.transpose(0, 1), self.across)
+        product = torch.bmm(real.transpose(0, 1), self.along)
+        product = torch.baddbmm(product, imaginary.transpose(0, 1), self.across)
         product = product.view(-1, self.groups, len(real), 2, inner).permute(2, 3, 0, 1, 4)
         product = product.reshape(len(parts), -1, width)
         halves = torch.bmm(self.synthesis.expand(len(parts), -1, -1), product).view(batch, blocks, 2, kernel, width)
-        # The second half of each block's result belongs to the next block.
-        first, second = halves[:, :, 0].flatten(1, 2), halves[:, :, 1].flatten(1, 2)
-        whole = F.pad(first, (0, 0, 0, kernel)) + F.pad(second, (0, 0, kernel, 0))
-        start = kernel - 1 - kernel // 2
-        y = whole[:, start : start + frames]
+        # The second half of each block's result belongs to the next block; beyond the last one nothing is wanted.
+        first, second = (half.flatten(1, 2) for half in halves.unbind(2))
+        y = (first + F.pad(second[:, :-kernel], (0, 0, kernel, 0)))[:, start : start + frames]
         return y if bias is None else y + bias
 
 

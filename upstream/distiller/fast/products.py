@@ -5,7 +5,9 @@ Weights are arranged and converted once. Each class is built from a module of th
 
 from __future__ import annotations
 
-from typing import cast
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,8 @@ class RowConv(nn.Module):
     """A convolution of rows (T * stride, C) to (T, C'), as if zeros followed: products, added up.
 
     In float32 there is one for each tap, since short sums round less; in fewer bits one for each ``stride`` taps, since
-    what is added up is rounded each time.
+    what is added up is rounded each time. On a GPU float32 is as exact as torch's own convolutions are there: TF32,
+    unless ``torch.backends.cudnn.conv.fp32_precision`` says otherwise.
     """
 
     def __init__(self, conv: nn.Conv1d, dtype: torch.dtype):
@@ -35,12 +38,23 @@ class RowConv(nn.Module):
         width = x.shape[1]
         rows = x.view(-1, self.stride * width)
         first, *others = self.products
-        y = F.linear(rows[:, : len(first)], first.t(), self.bias)
-        for index, taps in enumerate(others, 1):
-            ahead, within = divmod(index * self.together, self.stride)
-            start = within * width
-            y[: len(y) - ahead].addmm_(rows[ahead:, start : start + len(taps)], taps)
+        with _exact_as_convolutions() if x.is_cuda else contextlib.nullcontext():
+            y = F.linear(rows[:, : len(first)], first.t(), self.bias)
+            for index, taps in enumerate(others, 1):
+                ahead, within = divmod(index * self.together, self.stride)
+                start = within * width
+                y[: len(y) - ahead].addmm_(rows[ahead:, start : start + len(taps)], taps)
         return y
+
+
+@contextlib.contextmanager
+def _exact_as_convolutions() -> Iterator[None]:
+    products, kept = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    products.fp32_precision = cast(Any, torch.backends.cudnn).conv.fp32_precision
+    try:
+        yield
+    finally:
+        products.fp32_precision = kept
 
 
 class JointAttention(nn.Module):

@@ -35,7 +35,7 @@ class PackedDistillation:
         if compiled:
             student.compile_fast_path()
             teacher.compile_fast_path()
-            self._loss = torch.compile(distillation_loss, dynamic=True)
+            self._loss = _compiled(distillation_loss)
 
     def __call__(self, wave: Tensor, lengths: Tensor) -> DistillationLoss:
         """wave: (B, samples) zero-padded waveforms at 16 kHz; lengths: (B,) samples of each, on the CPU."""
@@ -48,7 +48,7 @@ class PackedDistillation:
             out.predictions,
             targets,
             None,
-            [str(layer) for layer in config.targets],  # a compiled function takes no number into a name
+            config.targets,
             loss_type=config.loss_type,
             cosine_weight=config.cosine_loss,
             features=out.features if config.feat_pen_loss > 0 else None,
@@ -61,6 +61,20 @@ class PackedDistillation:
         layers = self.student.config.targets
         states = self.teacher(wave, packing.samples, last_layer=max(layers), packing=packing).hidden_states
         return torch.stack([states[layer] for layer in layers], 1)
+
+
+def _compiled(loss: Callable[..., DistillationLoss]) -> Callable[..., DistillationLoss]:
+    """Compiled for any number of frames. Numbers among the arguments stay constants: as variables they would be
+    computed with on the CPU, by a kernel that takes longer to compile than all the others."""
+    compiled = torch.compile(loss)
+
+    def call(predictions: Tensor, targets: Tensor, *args: Any, features: Tensor | None, **options: Any) -> Any:
+        for frames, x in ((2, predictions), (2, targets), (1, features)):
+            if x is not None:
+                torch._dynamo.maybe_mark_dynamic(x, frames)
+        return compiled(predictions, targets, *args, features=features, **options)
+
+    return call
 
 
 def _settle(teacher: Encoder, dtype: torch.dtype) -> None:
