@@ -331,8 +331,10 @@ class _Stop:
 
     def asked(self) -> bool:
         """Whether any process was asked to stop: they stop together, at one step."""
-        self.signal = distributed.highest(self.signal or 0) or None
-        return self.signal is not None
+        agreed = distributed.highest(self.signal or 0)
+        # A signal that came while this process waited for the others is kept for the next time.
+        self.signal = agreed or self.signal
+        return agreed > 0
 
     def __enter__(self) -> _Stop:
         self.signal: int | None = None

@@ -19,11 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each process runs this with the number of processes around it, and leaves what it saw in a file.
 WORKER = """
-import json, random, sys, time
+import json, os, random, signal, sys, threading, time
 import numpy as np
 import torch
 from torch import nn
 from s3prl_distiller.engine import distributed, randomness
+from s3prl_distiller.engine.loop import _Stop
 
 torch.set_num_threads(1)
 cpu = torch.device("cpu")
@@ -34,6 +35,13 @@ seen = {"rank": rank, "world": world, "main": distributed.is_main()}
 seen["highest"] = [distributed.highest(number) for number in (rank, -rank, 7, 15 * (rank == 0))]
 
 seen["total"] = distributed.total(10 + rank)
+
+# The first is asked to stop while it waits for the second.
+with _Stop() as stop:
+    if rank == 0:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    time.sleep(1.0 * rank)
+    seen["stopping"] = [stop.asked(), stop.asked()]
 
 seen["gathered"] = []
 for count in range(9):
@@ -116,6 +124,10 @@ def test_there_are_two_and_one_of_them_writes(seen: list[dict[str, Any]]) -> Non
 def test_highest(seen: list[dict[str, Any]]) -> None:
     """Such as the signal that one of them got."""
     assert [one["highest"] for one in seen] == [[1, 0, 7, 15]] * 2
+
+
+def test_a_signal_during_an_exchange_stops_all_after_the_next(seen: list[dict[str, Any]]) -> None:
+    assert [one["stopping"] for one in seen] == [[False, True]] * 2
 
 
 def test_total(seen: list[dict[str, Any]]) -> None:
