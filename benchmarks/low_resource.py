@@ -19,7 +19,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from s3prl_distiller.downstream.core.results import read_rows
 from s3prl_distiller.downstream.core.run import task_class
-from s3prl_distiller.downstream.metrics.ranking import average_precision
 
 from s3prl_distiller import machine
 
@@ -43,7 +42,7 @@ TASKS = {
     "runner.total_steps={steps},runner.eval_step={every},runner.save_step={every},runner.log_step=50,"
     "optimizer.lr=1e-3,data.batch_size=16,data.long_seconds=0",
 }
-DRAWS = 300
+DRAWS = 1000
 
 
 def main() -> int:
@@ -196,11 +195,11 @@ def _score(task: str, rows: Sequence[dict[str, Any]], figure: str | None = None)
 
 def _difference(args: argparse.Namespace, name: str, other: str, seeds: Sequence[int], task: str) -> str:
     """Of two kinds of student: each draw takes the same test items of both, for every seed."""
-    both = [[_counts(rows_of(args, kind, seed, task), task) for kind in (name, other)] for seed in seeds]
-    items = sorted(set.intersection(*(set(counts) for pair in both for counts in pair)))
+    both = [[_by_item(rows_of(args, kind, seed, task), task) for kind in (name, other)] for seed in seeds]
+    items = sorted(set.intersection(*(set(places) for pair in both for _, places in pair)))
 
     def mean(chosen: Sequence[str]) -> float:
-        scores = [[_figure(np.concatenate([one[item] for item in chosen]), task) for one in pair] for pair in both]
+        scores = [[score(np.concatenate([places[item] for item in chosen])) for score, places in pair] for pair in both]
         return float(np.mean([one - two for one, two in scores]))
 
     drawn = np.random.default_rng(0)
@@ -209,18 +208,14 @@ def _difference(args: argparse.Namespace, name: str, other: str, seeds: Sequence
     return f"{mean(items):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _counts(rows: Sequence[dict[str, Any]], task: str) -> dict[str, np.ndarray]:
-    """By test item, (rows, 2): distance and label of its pairs, or its errors and characters."""
-    keys = ("distance", "label") if task == "same_different" else ("char_errors", "chars")
-    groups: dict[str, list[list[float]]] = {}
-    for row in rows:
-        groups.setdefault(str(row[task_class(task).resample_by or "id"]), []).append([row[key] for key in keys])
-    return {item: np.array(values) for item, values in groups.items()}
-
-
-def _figure(counts: np.ndarray, task: str) -> float:
-    first, second = counts.T
-    return 100 * (average_precision(first, second) if task == "same_different" else first.sum() / second.sum())
+def _by_item(rows: Sequence[dict[str, Any]], task: str) -> tuple[Callable[[Any], float], dict[str, list[int]]]:
+    """The figure of a draw of rows, and the places of the rows of each test item."""
+    kind = task_class(task)
+    score = kind(kind.config_class()).scorer(rows)
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(str(row[kind.resample_by or "id"]), []).append(place)
+    return lambda drawn: score(drawn)[FIGURES[task]], places
 
 
 if __name__ == "__main__":

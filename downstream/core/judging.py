@@ -92,7 +92,7 @@ def _write(
         return
     task, rows = expert.task, seeds[0]
     if len(seeds) == 1:
-        figures = results.measure(task.score, [rows], task.resample_by, task.units)
+        figures = results.measure(task.scorer, [rows], task.resample_by, task.units)
     else:
         figures = results.over_seeds(task.score, [[one] for one in seeds], task.units)
     results.write_rows(rows, folder / f"predictions-{split}.jsonl")
@@ -140,7 +140,7 @@ def join_folds(task: Task, config: DownstreamConfig, folders: Sequence[Path], fo
         figures = results.over_seeds(task.score, each_seed, task.units)
     else:
         each = [results.read_rows(place / "predictions-test.jsonl") for place in folders]
-        figures = results.measure(task.score, each, task.resample_by, task.units)
+        figures = results.measure(task.scorer, each, task.resample_by, task.units)
     summary = {
         "task": task.name,
         "split": "test",

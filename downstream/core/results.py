@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from s3prl_distiller import checkpoint
 
-from .task import Row
+from .task import Row, Scorer
 
 Score = Callable[[Sequence[Row]], dict[str, float]]
 Figures = dict[str, dict[str, Any]]
@@ -23,10 +24,13 @@ Figures = dict[str, dict[str, Any]]
 _DRAWS = 1000
 
 
-def measure(score: Score, groups: Sequence[Sequence[Row]], by: str | None, units: dict[str, str]) -> Figures:
+def measure(
+    scorer: Callable[[Sequence[Row]], Scorer], groups: Sequence[Sequence[Row]], by: str | None, units: dict[str, str]
+) -> Figures:
     """Figures of one evaluation, or their mean over several (folds), with bootstrap intervals over the test items.
 
     Args:
+        scorer: as a task's.
         groups: predictions of each evaluation.
         by: key of a row; rows that share its value are drawn together. None: each row by itself.
         units: by figure.
@@ -34,14 +38,16 @@ def measure(score: Score, groups: Sequence[Sequence[Row]], by: str | None, units
     The interval is the percentile interval (Efron and Tibshirani 1993) of 1,000 draws with replacement. It says how
     far the figure depends on which utterances happen to be in the test set, not on the seed of the training.
     """
-    values = [score(rows) for rows in groups]
+    scores = [scorer(rows) for rows in groups]
+    values = [score(np.arange(len(rows))) for score, rows in zip(scores, groups, strict=True)]
     rng = np.random.default_rng(0)
     blocks = [_blocks(rows, by) for rows in groups]
     draws: dict[str, list[float]] = {name: [] for name in values[0]}
     for _ in range(_DRAWS):
-        drawn = [score([row for i in rng.integers(len(b), size=len(b)) for row in b[i]]) for b in blocks]
+        drawn = [np.concatenate([b[i] for i in rng.integers(len(b), size=len(b))]) for b in blocks]
+        figures = [score(places) for score, places in zip(scores, drawn, strict=True)]
         for name, kept in draws.items():
-            kept.append(float(np.mean([figures[name] for figures in drawn])))
+            kept.append(float(np.mean([one[name] for one in figures])))
     return {name: _figure([v[name] for v in values], draws[name], units.get(name, "")) for name in values[0]}
 
 
@@ -73,13 +79,14 @@ def _over_seeds(values: list[float], unit: str) -> dict[str, Any]:
     }
 
 
-def _blocks(rows: Sequence[Row], by: str | None) -> list[list[Row]]:
+def _blocks(rows: Sequence[Row], by: str | None) -> list[NDArray[np.int64]]:
+    """Places of the rows that are drawn together."""
     if by is None:
-        return [[row] for row in rows]
-    blocks: dict[Any, list[Row]] = {}
-    for row in rows:
-        blocks.setdefault(row.get(by), []).append(row)
-    return list(blocks.values())
+        return list(np.arange(len(rows))[:, None])
+    blocks: dict[Any, list[int]] = {}
+    for place, row in enumerate(rows):
+        blocks.setdefault(row.get(by), []).append(place)
+    return [np.array(places) for places in blocks.values()]
 
 
 def _figure(values: list[float], draws: list[float], unit: str) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from s3prl_distiller.data.utterance import Utterance
@@ -20,6 +22,9 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 """One prediction, of JSON's types: what a line of ``predictions-SPLIT.jsonl`` holds."""
+
+Scorer = Callable[[NDArray[np.int64]], dict[str, float]]
+"""Figures of a draw from certain predictions, given by their places, (N,)."""
 
 Splits = dict[str, list[Utterance]]
 """Utterances by split. The other keys of a manifest's line are in ``Utterance.custom``."""
@@ -192,6 +197,11 @@ class Task(ABC):
     def score(self, rows: Sequence[Row]) -> dict[str, float]:
         """Figures over predictions, in the units of SUPERB's table (per cent; MTWV times 100). Only ``rows`` is used,
         so that they can be drawn again for a confidence interval."""
+
+    def scorer(self, rows: Sequence[Row]) -> Scorer:
+        """``score`` of draws from ``rows``, each given as places in them. A confidence interval takes a thousand: tasks
+        whose rows are many read them into arrays here, once."""
+        return lambda drawn: self.score([rows[place] for place in drawn])
 
     def figures(self, rows: Sequence[Row], folder: Path) -> Iterable[Path]:
         """Draw what people look at; the paths of the pictures."""

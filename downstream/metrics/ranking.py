@@ -18,8 +18,10 @@ def average_precision(distances: Any, labels: Any) -> float:
     Returns:
         0 to 1; NaN where none is to be found.
     """
-    hits = np.asarray(labels)[np.argsort(distances, kind="stable")].astype(bool)
-    if not hits.any():
-        return math.nan
-    found = np.flatnonzero(hits)
-    return float((np.arange(1, len(found) + 1) / (found + 1)).mean())
+    return precision_of_order(np.asarray(labels)[np.argsort(distances, kind="stable")])
+
+
+def precision_of_order(labels: Any) -> float:
+    """:func:`average_precision` of pairs whose labels, (N,), are in the order of their distances."""
+    found = np.flatnonzero(labels)
+    return float((np.arange(1, len(found) + 1) / (found + 1)).mean()) if len(found) else math.nan

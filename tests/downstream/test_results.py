@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,11 @@ def rows_of(values: Sequence[float], **more: Sequence[Any]) -> list[Row]:
     ]
 
 
+def measured(score: Callable[[Sequence[Row]], dict[str, float]], *more: Any) -> results.Figures:
+    """``results.measure`` with what a task's ``scorer`` is unless the task has its own."""
+    return results.measure(lambda rows: lambda drawn: score([rows[place] for place in drawn]), *more)
+
+
 @pytest.mark.parametrize("draw", ["normal", "exponential", "coin"])
 def test_interval_is_scipys_percentile_interval(draw: str) -> None:
     rng = np.random.default_rng(1)
@@ -35,7 +40,7 @@ def test_interval_is_scipys_percentile_interval(draw: str) -> None:
         "exponential": rng.exponential(3, 80),
         "coin": 100.0 * (rng.random(200) < 0.8),
     }[draw]
-    figure = results.measure(mean, [rows_of(values)], None, {"mean": "%"})["mean"]
+    figure = measured(mean, [rows_of(values)], None, {"mean": "%"})["mean"]
     theirs = stats.bootstrap(
         (values,), np.mean, n_resamples=20_000, method="percentile", random_state=np.random.default_rng(2)
     )
@@ -55,7 +60,7 @@ def test_a_ratio_is_drawn_with_its_denominator() -> None:
     def rate(rows: Sequence[Row]) -> dict[str, float]:
         return {"wer": 100 * sum(row["value"] for row in rows) / sum(row["words"] for row in rows)}
 
-    figure = results.measure(rate, [rows_of(errors, words=words.tolist())], None, {})["wer"]
+    figure = measured(rate, [rows_of(errors, words=words.tolist())], None, {})["wer"]
     theirs = stats.bootstrap(
         (errors, words),
         lambda e, w, axis=-1: 100 * e.sum(axis) / w.sum(axis),
@@ -83,7 +88,7 @@ def test_rows_of_a_group_are_drawn_together() -> None:
         seen.append(Counter(row["speaker"] for row in rows))
         return mean(rows)
 
-    results.measure(score, [rows_of(range(15), speaker=names)], "speaker", {})
+    measured(score, [rows_of(range(15), speaker=names)], "speaker", {})
     assert len(seen) == 1001 and seen[0] == sizes
     drawn = [{name: count // sizes[name] for name, count in one.items()} for one in seen[1:]]
     assert all(count % sizes[name] == 0 for one in seen for name, count in one.items())
@@ -100,7 +105,7 @@ def test_groups_of_like_rows_widen_the_interval() -> None:
     rng = np.random.default_rng(5)
     speakers = 100.0 * (rng.random(40) < 0.5)
     rows = rows_of(np.repeat(speakers, 10), speaker=np.repeat(np.arange(40), 10).tolist())
-    alone, together = (results.measure(mean, [rows], by, {})["mean"] for by in (None, "speaker"))
+    alone, together = (measured(mean, [rows], by, {})["mean"] for by in (None, "speaker"))
     theirs = stats.bootstrap((speakers,), np.mean, n_resamples=20_000, method="percentile", random_state=6)
     noise = 0.35 * float(theirs.standard_error)
     assert together["low"] == pytest.approx(float(theirs.confidence_interval.low), abs=noise)
@@ -111,14 +116,14 @@ def test_groups_of_like_rows_widen_the_interval() -> None:
 
 def test_the_same_figures_each_time() -> None:
     rows = rows_of(np.random.default_rng(7).normal(size=30))
-    assert results.measure(mean, [rows], None, {}) == results.measure(mean, [rows], None, {})
+    assert measured(mean, [rows], None, {}) == measured(mean, [rows], None, {})
 
 
 def test_folds() -> None:
     """The mean of the folds' figures, their standard deviation, and each; drawn within each fold."""
     rng = np.random.default_rng(8)
     folds = [rng.normal(centre, 1, 50) for centre in (60, 70, 65, 90)]
-    figure = results.measure(mean, [rows_of(fold) for fold in folds], None, {"mean": "%"})["mean"]
+    figure = measured(mean, [rows_of(fold) for fold in folds], None, {"mean": "%"})["mean"]
     means = [fold.mean() for fold in folds]
     assert figure["value"] == pytest.approx(np.mean(means), abs=1e-4)
     assert figure["spread"] == pytest.approx(stats.tstd(means), abs=1e-4)
@@ -126,14 +131,14 @@ def test_folds() -> None:
     # Not the differences between folds: the interval is that of a mean of 200 values of deviation 1.
     assert figure["high"] - figure["low"] == pytest.approx(2 * 1.96 / math.sqrt(200), rel=0.2)
     assert "spread over 4 folds" in results.in_words("mean", figure)
-    assert "spread" not in results.measure(mean, [rows_of(folds[0])], None, {})["mean"]
+    assert "spread" not in measured(mean, [rows_of(folds[0])], None, {})["mean"]
 
 
 def test_what_is_no_number_is_null(tmp_path: Any) -> None:
     def never(rows: Sequence[Row]) -> dict[str, float]:
         return {"never": math.nan, **mean(rows)}
 
-    figures = results.measure(never, [rows_of([1, 2, 3])], None, {})
+    figures = measured(never, [rows_of([1, 2, 3])], None, {})
     assert figures["never"] == {"value": None, "low": None, "high": None, "unit": "", "interval": "bootstrap"}
     assert figures["mean"]["value"] == 2 and json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert results.in_words("never", figures["never"]) == "never is undefined here"
@@ -143,12 +148,12 @@ def test_what_is_no_number_is_null(tmp_path: Any) -> None:
         counted = [row["value"] for row in rows if row["value"] > 0]
         return {"sometimes": float(np.mean(counted)) if counted else math.nan}
 
-    figure = results.measure(sometimes, [rows_of([0, 0, 4])], None, {})["sometimes"]
+    figure = measured(sometimes, [rows_of([0, 0, 4])], None, {})["sometimes"]
     assert (figure["value"], figure["low"], figure["high"]) == (4, 4, 4)
 
 
 def test_one_row_has_an_interval_of_no_width() -> None:
-    figure = results.measure(mean, [rows_of([7])], None, {})["mean"]
+    figure = measured(mean, [rows_of([7])], None, {})["mean"]
     assert (figure["value"], figure["low"], figure["high"]) == (7, 7, 7)
 
 

@@ -67,6 +67,10 @@ def test_average_precision_is_scikit_learn_s(seed: int, count: int) -> None:
     figures = Task(SameDifferentConfig()).score(rows)
     assert figures["ap"] == pytest.approx(100 * average_precision_score(labels, -distances))
     assert figures["chance"] == pytest.approx(100 * labels.mean())
+    # What a confidence interval draws, at once and as rows of their own.
+    drawn = rng.integers(count, size=count)
+    at_once = Task(SameDifferentConfig()).scorer(rows)(drawn)
+    assert at_once == pytest.approx(Task(SameDifferentConfig()).score([rows[place] for place in drawn]), nan_ok=True)
 
 
 def clips(words: str, split: str) -> list[Utterance]:
