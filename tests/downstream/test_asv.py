@@ -165,7 +165,7 @@ def test_learns_and_hears_each_utterance_by_itself(mini):
             (alone,) = mini.predict(
                 head, features[index : index + 1, :length], lengths[index : index + 1], [few[index]]
             )
-            np.testing.assert_allclose(alone["embedding"], together[index]["embedding"], atol=1e-5)
+            np.testing.assert_allclose(alone["embedding"], together[index]["embedding"], rtol=1e-5, atol=1e-5)
         with pytest.raises(ValueError, match=rf"{few[0].id} .* too short: .* {MIN_FRAMES} frames .* gives 12"):
             mini.predict(head, features[:1, :12], torch.tensor([12]), few[:1])
 

@@ -249,7 +249,7 @@ def test_the_shortest_utterance(export_task):
         for name in graph.outputs:
             one, other = alone[name][0], together[name][0]
             assert np.isfinite(one).all()
-            np.testing.assert_allclose(other[: len(one)] if one.ndim > 1 else other, one, atol=1e-5)
+            np.testing.assert_allclose(other[: len(one)] if one.ndim > 1 else other, one, rtol=1e-5, atol=1e-5)
 
 
 def test_another_upstream_is_refused(train, students):
