@@ -130,6 +130,8 @@ def _pretrain(
     options += f"runner.log_step=50,runner.seed={seed}{f',{override}' if override else ''}"
     data = args.out / "data" / f"{heard or name}.jsonl"
     command = ["run_pretrain.py", "-u", "distiller", "--teacher", str(args.teacher), "--data", str(data)]
+    if (folder / "config.yaml").is_file():
+        more = ["-a"]  # it was stopped
     _run([*command, "-p", str(folder), "-o", options, *more], folder)
 
 
@@ -142,7 +144,7 @@ def judge(args: argparse.Namespace, name: str, seed: int, task: str) -> None:
     data = args.out / "data" / "sentences" if task == "asr" else args.data / "portuguese_mini"
     every = max(1, args.head_steps // 4)
     options = TASKS[task].format(layer=-1 if name == "teacher" else 2, steps=args.head_steps, every=every)
-    command = ["run_downstream.py", "-u", str(upstream), "-d", task, "--data", str(data), "-p", str(folder)]
+    command = ["run_downstream.py", "-u", str(upstream), "-d", task, "--data", str(data), "-p", str(folder), "-a"]
     layer = [] if task == "same_different" else ["-s", "hidden_states" if name == "teacher" else "paper"]
     _run([*command, *layer, "-o", f"{options},runner.seed={seed}"], folder)
 

@@ -58,7 +58,7 @@ def find(kind: str, name: str) -> Path:
 
 def load(
     schema: type,
-    files: Sequence[Path],
+    files: Sequence[Path | Mapping[str, Any]],
     options: Mapping[str, Any],
     overrides: Sequence[str],
     translate: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
@@ -67,7 +67,7 @@ def load(
 
     Args:
         schema: a dataclass whose fields are sections, dataclasses in turn.
-        files: YAML files.
+        files: YAML files, or what one would hold.
         options: values by section that other arguments of the command line stand for.
         overrides: texts such as ``runner.total_steps=3,optimizer.lr=1e-3``.
         translate: turns the keys of another program into ours.
@@ -79,8 +79,9 @@ def load(
         SettingsError: a file cannot be read, or a key or type is wrong.
     """
     given = cast(DictConfig, OmegaConf.create({}))
-    for path in files:
-        given = _merge(schema, given, translate(_read(path)), str(path))
+    for file in files:
+        values, where = (dict(file), "the checkpoint") if isinstance(file, Mapping) else (_read(file), str(file))
+        given = _merge(schema, given, translate(values), where)
     given = _merge(schema, given, dict(options), "the command line")
     for text in overrides:
         given = _merge(schema, given, translate(parse_overrides(text)), "the override (-o)")

@@ -76,7 +76,7 @@ def _train(args: argparse.Namespace, module: ModuleType, device: torch.device) -
     resume, weights = starting_point(args, folder)
     agree(resume, folder)
     _check_targets(args)
-    config, given = _config(args, module, resume)
+    config, given = _config(args, module, resume, weights)
     if not args.dry_run and distributed.is_main():
         log_to(folder / "run.log")
         log.info("Results go to %s", folder)
@@ -132,7 +132,9 @@ def _folder(args: argparse.Namespace) -> Path:
     raise ValueError("give the run a name with -n NAME (results go to result/pretrain/NAME), or a folder with -p DIR")
 
 
-def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -> tuple[Any, dict[str, Any]]:
+def _config(
+    args: argparse.Namespace, module: ModuleType, resume: Path | None, weights: Path | None
+) -> tuple[Any, dict[str, Any]]:
     options: dict[str, dict[str, Any]] = {}
     if args.teacher:
         options["teacher"] = {"model": args.teacher}
@@ -142,6 +144,7 @@ def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -
         options["runner"] = {"seed": args.seed}
     if args.targets not in (None, AUTO):
         options["distiller"] = {"pred_layer_id": [int(layer) for layer in args.targets.split(",")]}
+    files: list[Path | dict[str, Any]]
     files = [settings.find("pretrain", name) for name in (args.config, args.upstream_config) if name]
     if resume is not None:
         saved = resume.parent / "config.yaml"
@@ -162,5 +165,6 @@ def _config(args: argparse.Namespace, module: ModuleType, resume: Path | None) -
         options["teacher"] = {"model": str(settings.QUICKSTART / "hubert_nano")}
         options["data"] = {"path": str(settings.QUICKSTART / "corpus" / "pretrain.jsonl")}
     else:
-        files.insert(0, settings.bundled("pretrain", "distilhubert"))
+        recipe = settings.bundled("pretrain", "distilhubert")
+        files = [recipe, *([] if weights is None else [module.sections_of(weights)]), *files]
     return module.load_config(files, options, args.override)

@@ -14,9 +14,10 @@ import pytest
 import torch
 from s3prl_distiller.upstream.distiller.model import DistillerModel
 from s3prl_distiller.upstream.distiller.model_config import DistillerConfig
-from s3prl_distiller.upstream.distiller.student import s3prl_states
+from s3prl_distiller.upstream.distiller.student import load_student, s3prl_states
 
 from s3prl_distiller.checkpoint import save_torch
+from s3prl_distiller.settings import QUICKSTART
 
 FIRST = {"task.sequence_length": 8000, "runner.total_steps": 4, "runner.eval_step": 4}
 LONGER = {**FIRST, "runner.total_steps": 6}
@@ -50,7 +51,7 @@ def untouched(finished: Path, contents: Callable) -> Callable[[], None]:
     return check
 
 
-def small_student(path: Path) -> Path:
+def small_student(path: Path, teacher: str = "hubert_base") -> Path:
     """A checkpoint in s3prl's form of a student half as wide as the teacher of these tests."""
     config = DistillerConfig(
         encoder_layers=2,
@@ -62,7 +63,7 @@ def small_student(path: Path) -> Path:
         pred_layer_id=[4, 8, 12],
         extractor_conv_feature_layers="[(128,10,5)] + [(128,3,2)] * 4 + [(128,2,2)] * 2",
     )
-    save_torch(s3prl_states(DistillerModel(config), {}, 0), path)
+    save_torch(s3prl_states(DistillerModel(config), {"teacher": {"model": teacher}}, 0), path)
     return path
 
 
@@ -112,8 +113,43 @@ def test_new_run_from_weights(commands: Any, finished: Path, log_of: Callable, u
     untouched()
 
 
+def test_a_student_is_gone_on_with_as_it_is(commands: Any, tmp_path: Path) -> None:
+    """Its shape and its teacher are its own, and need not be said again."""
+    narrow = small_student(tmp_path / "narrow.ckpt", teacher=str(QUICKSTART / "hubert_nano"))
+    ask = ["-u", "distiller", "--data", commands.corpus, "-o", "runner.total_steps=1,data.batch_size=2"]
+    done = commands.run(tmp_path, *ask, "-n", "new", "-e", narrow).success()
+    assert "hubert_nano: 12 layers" in done.err and "narrow.ckpt" in done.err
+    folder = tmp_path / RESULTS / "new"
+    student = load_student(folder / "states-1.ckpt")
+    assert student.config.encoder_embed_dim == 96 and student.config.final_dim == 192
+    card = (folder / "README.md").read_text()
+    assert "the student " in card and "narrow.ckpt" in card and str(tmp_path) not in card
+    commands.run(tmp_path, "-u", "distiller", "-n", "new", "-a", "-o", "runner.total_steps=2").success()
+
+
+def test_a_student_without_prediction_heads_gets_new_ones(commands: Any, tmp_path: Path) -> None:
+    """Such as a folder of the Hugging Face hub that others made."""
+    from transformers import HubertConfig, HubertModel
+
+    size = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 192}
+    folder = tmp_path / "published"
+    HubertModel(HubertConfig(**size, conv_dim=[64] * 7)).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": false}'
+    )
+    bare = load_student(folder)
+    assert bare.config.n_tasks == 0
+    command = [*commands.training({**FIRST, "runner.total_steps": 1, "optimizer.lr": 1e-12}), "-p", tmp_path / "new"]
+    done = commands.run(tmp_path, *command, "-e", folder).success()
+    assert "its prediction heads are new" in done.err
+    after = load_student(tmp_path / "new" / "states-1.ckpt")
+    assert after.config.targets == [4, 8, 12]
+    for name, weight in bare.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], weight, rtol=0, atol=1e-6)
+
+
 def test_new_run_from_the_weights_of_another_model(commands: Any, finished: Path, tmp_path: Path) -> None:
-    command = [*commands.training(FIRST), "-p", tmp_path / "new"]
+    command = [*commands.training({**FIRST, "distiller.encoder_embed_dim": 192}), "-p", tmp_path / "new"]
     path = small_student(tmp_path / "narrow.ckpt")
     error = commands.run(tmp_path, *command, "-e", path).refusal()
     assert "narrow.ckpt" in error and "another model" in error and "96" in error

@@ -236,6 +236,18 @@ def test_a_student_can_teach(student_file, waves):
     assert (teacher.info.n_layers, teacher.info.width) == (5, 48)
 
 
+def test_the_folder_of_a_run_is_its_newest_student(student_file, waves, tmp_path):
+    with pytest.raises(ValueError, match=r"teacher .* has neither a config\.json.* nor states-STEP\.ckpt"):
+        load_teacher(TeacherConfig(model=str(tmp_path)))
+    newest, other = student_file(final_dim=48), student_file(final_dim=48, encoder_layers=1)
+    shutil.copy(newest, tmp_path / "states-100.ckpt")
+    shutil.copy(other, tmp_path / "states-20.ckpt")
+    lengths = torch.tensor([len(wave) for wave in waves])
+    padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    from_run, from_file = (load_teacher(TeacherConfig(model=str(path))) for path in (tmp_path, newest))
+    assert torch.equal(from_run(padded, lengths, [1, 2]), from_file(padded, lengths, [1, 2]))
+
+
 @pytest.mark.parametrize(
     ("model", "parts"),
     [

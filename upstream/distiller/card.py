@@ -142,7 +142,7 @@ def _what(student: Student) -> str:
 
 
 def _made(student: Student, heard: str | None) -> dict[str, str]:
-    config = student.model.config
+    config, begun = student.model.config, _section(student, "card").get("begun_from")
     data, task, runner, optimizer = (_section(student, name) for name in ("data", "task", "runner", "optimizer"))
     audio = [Path(data.get("path") or "").name, heard, _languages(student), data.get("license")]
     start = [
@@ -152,7 +152,9 @@ def _made(student: Student, heard: str | None) -> dict[str, str]:
     rows = {
         "Teacher": _base(student.teacher),
         "Predicts": f"the teacher's layers {', '.join(map(str, config.targets))}" if config.n_tasks else None,
-        "Starts from": f"the teacher's {' and '.join(start)}" if start else "random weights",
+        "Starts from": f"the student {'/'.join(Path(begun).parts[-2:])}"
+        if begun
+        else (f"the teacher's {' and '.join(start)}" if start else "random weights"),
         "Audio": ", ".join(filter(None, audio)),
         "Utterances": f"of at most {task['sequence_length'] / 16_000:.1f} s, longer ones cropped at random"
         if "sequence_length" in task

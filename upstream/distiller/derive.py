@@ -33,7 +33,7 @@ _FROM_TEACHER = (
 )
 
 
-def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerConfig:
+def derive_student(given: Mapping[str, Any], teacher: TeacherInfo, initialised: bool = True) -> DistillerConfig:
     """Complete a student's config from its teacher, and check that the two fit.
 
     Where neither ``pred_layer_id`` nor ``n_tasks`` is given, what is predicted follows the teacher's depth
@@ -43,6 +43,7 @@ def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerC
     Args:
         given: the keys of section ``distiller`` that a file or an override sets.
         teacher: what the teacher was found to be.
+        initialised: whether the student starts from the teacher, and not from another student's weights.
 
     Raises:
         ValueError: the teacher lacks a layer that is to be predicted, or a width or frame rate does not fit.
@@ -91,7 +92,8 @@ def derive_student(given: Mapping[str, Any], teacher: TeacherInfo) -> DistillerC
             f"(distiller.extractor_conv_feature_layers), but teacher {teacher.name} one of {teacher.downsample_rate}: "
             "give the student a front end whose strides multiply to that, or take another teacher"
         )
-    check_initialisation(config, teacher)
+    if initialised:
+        check_initialisation(config, teacher)
     if not {"pred_layer_id", "n_tasks"} & given.keys():
         log.info(
             "The student predicts layers %s of the %d of teacher %s, at even distances as DistilHuBERT's 4, 8, 12 of "

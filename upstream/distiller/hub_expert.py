@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from s3prl_distiller import checkpoint
 from s3prl_distiller.hub import load_hub, register
 
-from .student import preprocessor_of
+from .student import newest_of_run, preprocessor_of
 
 _HUGGINGFACE_ENTRIES = {"hubert": "hf_hubert_custom", "wav2vec2": "hf_wav2vec2_custom"}
 # What a user writes to name a local one, by role.
@@ -53,6 +53,12 @@ def _find(model: str, ckpt: str | None, role: str) -> tuple[str, dict[str, Any]]
         return model, {} if ckpt is None else {"ckpt": ckpt}
     path = Path(model).expanduser()
     if path.is_dir():
+        if not (path / checkpoint.CONFIG).is_file():
+            if student := newest_of_run(path):
+                return "distiller_local", {"ckpt": str(student)}
+            raise checkpoint.CheckpointError(
+                f"{role} {path} has neither a config.json, as a Hugging Face folder, nor states-STEP.ckpt, as a run"
+            )
         settings = checkpoint.load_json(path / checkpoint.CONFIG)
         if settings.get("format") == "s3prl_distiller":
             return "distiller_local", {"ckpt": str(path)}

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_distiller import settings
-from s3prl_distiller.checkpoint import check_weights
 from s3prl_distiller.data import Batch, Corpus, DataConfig, prepare
 from s3prl_distiller.engine import Member, OptimizerConfig, RunnerConfig, check_disk, mean_loss, precision
 
 from . import card
+from .continued import sections_of as sections_of  # part of what run_pretrain.py asks an upstream for
+from .continued import take_weights
 from .derive import derive_student
 from .encoder import TransformerEncoder
 from .fast.compilers import can_compile
@@ -27,7 +28,7 @@ from .model import DistillerModel
 from .model_config import DistillerConfig
 from .objective import distillation_loss
 from .probe import with_targets
-from .student import Student, load_student, native_writers, s3prl_states
+from .student import Student, native_writers, s3prl_states
 from .teacher import Teacher, TeacherConfig, load_teacher
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,12 @@ class TaskConfig:
 
 @dataclass
 class CardConfig:
-    """Section ``card``: what the student's README.md says that no run can know."""
+    """Section ``card``: what the student's README.md says that the other sections do not know."""
 
     name: str | None = None  # what the student is called
     license: str | None = None  # of its weights, as the Hugging Face hub calls it, such as apache-2.0
     datasets: list[str] = field(default_factory=list)  # what the audio is called there, such as librispeech_asr
+    begun_from: str | None = None  # the student whose weights it began with: -e with -n fills it in
 
 
 @dataclass
@@ -96,12 +98,12 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def load_config(
-    files: Sequence[Path], options: Mapping[str, Any], overrides: Sequence[str]
+    files: Sequence[Path | Mapping[str, Any]], options: Mapping[str, Any], overrides: Sequence[str]
 ) -> tuple[PretrainConfig, dict[str, Any]]:
     """Read the config of a run.
 
     Args:
-        files: YAML files, the later ones over the earlier.
+        files: YAML files or what one would hold, the later ones over the earlier.
         options: values by section, over the files.
         overrides: texts of ``-o``, over both.
 
@@ -282,7 +284,7 @@ def build(
     log.info("Teacher %s: %d layers, %d wide%s", info.name, info.n_layers, info.width, how)
     if auto_targets:
         given = with_targets(config.distiller, given, teacher, config.data, config.runner.seed, folder, device)
-    config.distiller = derive_student(given, info)
+    config.distiller = derive_student(given, info, initialised=weights is None)
     student = _build_student(config.distiller, teacher, weights)
     _check_crop(config.task, student)
     check_disk(student, config.runner, folder)
@@ -299,10 +301,7 @@ def build(
 def _build_student(config: DistillerConfig, teacher: Teacher, weights: Path | None) -> DistillerModel:
     student = DistillerModel(config)
     if weights is not None:
-        saved = load_student(weights).state_dict()
-        check_weights(saved, student, weights)
-        student.load_state_dict(saved)
-        log.info("The student's weights are those of %s", weights)
+        take_weights(student, weights)
     elif teacher.start is not None:
         copied = initialise(student, teacher.start)
         total = sum(parameter.numel() for parameter in student.parameters())

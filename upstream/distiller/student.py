@@ -75,7 +75,7 @@ def read_student(source: str | os.PathLike) -> Student:
         if not _HUB_ID.fullmatch(str(source)):
             raise CheckpointError(f"there is no checkpoint at {source}")
         path = download_huggingface(str(source))
-    if not (path / checkpoint.CONFIG).is_file() and (newest := _newest(path)):
+    if not (path / checkpoint.CONFIG).is_file() and (newest := newest_of_run(path)):
         return _from_s3prl(newest)
     config = checkpoint.load_json(path / checkpoint.CONFIG)
     if config.get("format") == FORMAT:
@@ -86,8 +86,8 @@ def read_student(source: str | os.PathLike) -> Student:
     return _from_huggingface(path, config)
 
 
-def _newest(run: Path) -> Path | None:
-    """The newest ``states-STEP.ckpt`` of a run."""
+def newest_of_run(run: Path) -> Path | None:
+    """The newest ``states-STEP.ckpt`` in the folder of a run; None where there is none."""
     found = [path for path in run.glob("states-*.ckpt") if path.stem[7:].isdigit()]
     return max(found, key=lambda path: int(path.stem[7:]), default=None)
 
