@@ -39,7 +39,7 @@ SMALL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True)
+    add("--data", type=Path, required=True, help="JSON lines with audio and duration, each of 40 s at most")
     add("--recipe", default="distilxlsr_bp_4-12")
     add("--steps", type=int, default=200)
     add("--warm-up", type=int, default=80)
@@ -47,6 +47,7 @@ def main() -> int:
     add("-o", "--override", action="append", default=[])
     add("--out", type=Path)
     args = parser.parse_args()
+    seconds = batch_seconds(args.data)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_teacher(folder / "xlsr", args.small)
@@ -64,6 +65,7 @@ def main() -> int:
         loaded = in_transformers(folder / "hf")
     size = f"{facts['parameters_without_heads'] / 1e6:.2f} M parameters without heads"
     memory = re.search(r"memory at its highest: (.*)", dry)
+    rate = statistics.mean(later)
     device = machine.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     found = ", ".join(f"{name} {version}" for name, version in machine.versions().items())
     text = f"""\
@@ -74,7 +76,7 @@ def main() -> int:
 | teacher | XLSR-53's shape, random weights: 24 layers, {SMALL["hidden_size"] if args.small else 1024} wide |
 | student | {facts["layers"]} layers, {facts["width"]} wide, {size} |
 | predicts | layers {", ".join(map(str, facts["predicts_layers"]))} |
-| rate, from step {args.warm_up + 1} | {statistics.mean(later):.0f} s of audio a second |
+| rate, from step {args.warm_up + 1} | {rate / seconds:.1f} steps of 24 utterances, {rate:,.0f} s of audio, a second |
 | memory at its highest | {memory[1] if memory else "not said"} |
 | held-out loss | {valid(lines, 0):.4f} at first, {valid(lines, -1):.4f} after {args.steps} steps |
 | in transformers | {loaded} |
@@ -96,6 +98,12 @@ def make_teacher(folder: Path, small: bool) -> None:
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True})
     )
+
+
+def batch_seconds(data: Path) -> float:
+    """Audio of 24 utterances on average, with the recipe's crops of 15.625 s."""
+    durations = [json.loads(line)["duration"] for line in data.read_text(encoding="utf-8").splitlines()]
+    return 24 * statistics.mean(min(seconds, 15.625) for seconds in durations)
 
 
 def run(command: list[str]) -> str:
