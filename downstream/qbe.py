@@ -26,6 +26,7 @@ from s3prl_distiller.data.utterance import Utterance, as_bytes
 
 from .core import task as base
 from .core.task import Predict, Row, Splits
+from .core.untrained import UntrainedTask
 from .corpora import quesst14
 from .corpora.absent import absent
 from .corpora.manifest import manifest_folder, read_manifest
@@ -54,24 +55,18 @@ class QbeConfig(base.TaskConfig):
     """features of documents held, so that the upstream runs once; where they need more it runs for each pass"""
 
 
-class Task(base.Task):
+class Task(UntrainedTask):
     """Query by example.
 
     A split's utterances are its queries, then its documents; ``custom["role"]`` says which. The bootstrap draws
     queries, each with all of its documents.
-
-    Attributes:
-        layer: the hidden state in use; None before one is chosen.
-        layers: MTWV (%) of each hidden state on dev, where the layer was chosen there.
     """
 
     name = "qbe"
     config_class = QbeConfig
     metric = "mtwv"
     higher_is_better = True
-    trained = False
-    all_layers = True
-    files_needed = 2
+    metric_in_words = "MTWV"
     resample_by = "query"
     units = {"mtwv": "%", "mtwv_trials": "%"}
     published = {"dev": 138 + 2438, "test": 138 + 2438}
@@ -82,8 +77,6 @@ class Task(base.Task):
             raise ValueError(f"task.distance={config.distance!r} is not known: use one of {', '.join(dtw.DISTANCES)}")
         if config.beta is not None and not config.beta >= 0 or not config.keep_gb >= 0:
             raise ValueError("task.beta and task.keep_gb must be 0 or more")
-        self.layer = config.layer
-        self.layers: list[float] = []
         self.scoring = quesst14.Scoring()
         self._search = Search(config.distance, config.standardize, config.minmax)
         self._held: tuple[list[str], Held] | None = None  # documents, by their ids: dev and test share them
@@ -153,19 +146,6 @@ class Task(base.Task):
                 )
             self.splits[split] = kept
 
-    def target(self, utterance: Utterance) -> Any:
-        return None
-
-    # Learning: there is none
-
-    def build_head(self, width: int, downsample_rate: int) -> nn.Module:
-        return nn.Identity()
-
-    def loss(
-        self, head: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        raise AssertionError("query by example has nothing to train")
-
     # Judging
 
     def predict(
@@ -173,9 +153,7 @@ class Task(base.Task):
     ) -> list[dict[str, Any]]:
         """Features of each utterance, (L, frames, D), on the device they are on; one layer once it is chosen."""
         if self.layer is not None and not self._choosing:
-            if not -features.shape[1] <= self.layer < features.shape[1]:
-                raise ValueError(f"task.layer={self.layer}: this upstream has the layers 0 to {features.shape[1] - 1}")
-            features = features[:, [self.layer]]
+            features = self.only(self.layer, features)
         return [
             {"id": utterance.id, "features": states[:, :count]}
             for utterance, states, count in zip(utterances, features, lengths.tolist(), strict=True)
@@ -281,29 +259,18 @@ class Task(base.Task):
         return {"mtwv": 100 * whole, "mtwv_trials": alone}
 
     def figures(self, rows: Sequence[Row], folder: Path) -> Iterable[Path]:
-        from .pictures.detection import draw_layers, draw_scores
+        from .pictures.detection import draw_scores
 
         kinds = {"relevant": 1, "irrelevant": 0}
         scores = {name: [row["score"] for row in rows if row["label"] == label] for name, label in kinds.items()}
         pictures = [
             draw_scores(scores, {}, "score, z-normalised over a query's documents", "pairs", folder / "scores.png")
         ]
-        if self.layers and self.layer is not None:
-            pictures.append(draw_layers(self.layers, self.layer, "MTWV (%)", folder / "mtwv_layers.png"))
-        return pictures
+        return [*pictures, *self.layers_picture(folder)]
 
     def say(self, row: Row) -> str:
         layer = "the last layer" if row.get("layer") is None else f"layer {row['layer']}"
         return f"{row['query']} in {row['doc']}: {row['score']:.3f} ({layer}; 0 is a perfect match)"
-
-    # Keeping
-
-    def state(self) -> dict[str, Any]:
-        return {"layer": self.layer, "dev_mtwv_of_layers": self.layers}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.layer = state["layer"] if self.config.layer is None else self.config.layer
-        self.layers = list(state["dev_mtwv_of_layers"])
 
 
 def _read_queries(path: Path, documents: set[str]) -> list[Utterance]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from s3prl_distiller.engine import distributed
 
 from .core import task as base
 from .core.task import Predict, Row, Splits
+from .core.untrained import UntrainedTask
 from .corpora.manifest import manifest_folder, read_manifest
 from .metrics.ranking import precision_of_order
 
@@ -48,21 +49,14 @@ class SameDifferentConfig(base.TaskConfig):
     """use this hidden state (-1: the last) and choose none on dev"""
 
 
-class Task(base.Task):
-    """Same or different.
-
-    Attributes:
-        layer: the hidden state in use; None before one is chosen.
-        layers: average precision (%) of each hidden state on dev, where the layer was chosen there.
-    """
+class Task(UntrainedTask):
+    """Same or different."""
 
     name = "same_different"
     config_class = SameDifferentConfig
     metric = "ap"
     higher_is_better = True
-    trained = False
-    all_layers = True
-    files_needed = 2
+    metric_in_words = "average precision"
     resample_by = "clip"
     units = {"ap": "%", "chance": "%"}
 
@@ -71,8 +65,6 @@ class Task(base.Task):
         for key, known in (("compare", ("frames", "mean")), ("against", ("split", "all"))):
             if getattr(config, key) not in known:
                 raise ValueError(f"task.{key} is {getattr(config, key)!r}: use one of {', '.join(known)}")
-        self.layer = config.layer
-        self.layers: list[float] = []
 
     # Data
 
@@ -120,19 +112,6 @@ class Task(base.Task):
             return self.splits[split]
         return list({utterance.id: utterance for some in self.splits.values() for utterance in some}.values())
 
-    def target(self, utterance: Utterance) -> Any:
-        return None
-
-    # Learning: there is none
-
-    def build_head(self, width: int, downsample_rate: int) -> nn.Module:
-        return nn.Identity()
-
-    def loss(
-        self, head: nn.Module, features: Tensor, lengths: Tensor, targets: Sequence[Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        raise AssertionError("same or different has nothing to train")
-
     # Judging
 
     def predict(
@@ -140,11 +119,7 @@ class Task(base.Task):
     ) -> list[dict[str, Any]]:
         """Features of each utterance, (L, frames, D), of every layer or the one that was given."""
         if self.config.layer is not None:
-            if not -features.shape[1] <= self.config.layer < features.shape[1]:
-                raise ValueError(
-                    f"task.layer={self.config.layer}: this upstream has the layers 0 to {features.shape[1] - 1}"
-                )
-            features = features[:, [self.config.layer]]
+            features = self.only(self.config.layer, features)
         return [
             {"id": utterance.id, "word": self._word(utterance), "features": states[:, :count].float()}
             for utterance, states, count in zip(utterances, features, lengths.tolist(), strict=True)
@@ -226,23 +201,12 @@ class Task(base.Task):
         return score
 
     def figures(self, rows: Sequence[Row], folder: Path) -> Iterable[Path]:
-        from .pictures.detection import draw_layers, draw_scores
+        from .pictures.detection import draw_scores
 
         kinds = {"same word": 1, "different words": 0}
         scores = {name: [-row["distance"] for row in rows if row["label"] == label] for name, label in kinds.items()}
         pictures = [draw_scores(scores, {}, "likeness: distance with its sign changed", "pairs", folder / "scores.png")]
-        if self.layers and self.layer is not None:
-            pictures.append(draw_layers(self.layers, self.layer, "average precision (%)", folder / "ap_layers.png"))
-        return pictures
+        return [*pictures, *self.layers_picture(folder)]
 
     def say(self, row: Row) -> str:
         return f"{row['clip']} and {row['other']}: {row['distance']:.3f} (0: the same frames)"
-
-    # Keeping
-
-    def state(self) -> dict[str, Any]:
-        return {"layer": self.layer, "dev_ap_of_layers": self.layers}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.layer = state["layer"] if self.config.layer is None else self.config.layer
-        self.layers = list(state["dev_ap_of_layers"])
