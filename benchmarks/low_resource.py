@@ -37,7 +37,7 @@ LANGUAGES = {"en": ["en"], "en+pt": ["en", "pt-BR", "pt-PT"], "pt": ["pt-BR", "p
 THEN = "en, then pt"
 FIGURES = {"same_different": "ap", "asr": "cer"}
 TASKS = {
-    "same_different": "task.against=all{layer}",
+    "same_different": "task.against=all",
     "asr": "task.alphabet=train,task.project_dim=256,task.hidden=256,task.specaug.apply_time_mask=false,"
     "runner.total_steps={steps},runner.eval_step={every},runner.save_step={every},runner.log_step=50,"
     "optimizer.lr=1e-3,data.batch_size=16,data.long_seconds=0",
@@ -143,12 +143,14 @@ def judge(args: argparse.Namespace, name: str, seed: int, task: str) -> None:
     upstream = args.teacher if name == "teacher" else max(student.glob("states-*.ckpt"), key=lambda p: int(p.stem[7:]))
     data = args.out / "data" / "sentences" if task == "asr" else args.data / "portuguese_mini"
     every = max(1, args.head_steps // 4)
-    # A student's last layer, as DistilHuBERT's authors; of a teacher's many, the best on dev.
-    layer = "" if name == "teacher" else ",task.layer=2"
-    options = TASKS[task].format(layer=layer, steps=args.head_steps, every=every)
+    options = TASKS[task].format(steps=args.head_steps, every=every)
     command = ["run_downstream.py", "-u", str(upstream), "-d", task, "--data", str(data), "-p", str(folder), "-a"]
-    feature = [] if task == "same_different" else ["-s", "hidden_states" if name == "teacher" else "paper"]
-    _run([*command, *feature, "-o", f"{options},runner.seed={seed}"], folder)
+    # A student's last layer, as DistilHuBERT's authors; of a teacher's many, the best on dev, or a weighted sum.
+    if task == "same_different":
+        options += "" if name == "teacher" else ",task.layer=2"
+    else:
+        command += ["-s", "hidden_states" if name == "teacher" else "paper"]
+    _run([*command, "-o", f"{options},runner.seed={seed}"], folder)
 
 
 def _run(command: list[str], folder: Path) -> None:

@@ -153,7 +153,7 @@ class Task(UntrainedTask):
     ) -> list[dict[str, Any]]:
         """Features of each utterance, (L, frames, D), on the device they are on; one layer once it is chosen."""
         if self.layer is not None and not self._choosing:
-            features = self.only(self.layer, features)
+            features = self.select_layer(features, self.layer)
         return [
             {"id": utterance.id, "features": states[:, :count]}
             for utterance, states, count in zip(utterances, features, lengths.tolist(), strict=True)

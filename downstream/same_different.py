@@ -119,7 +119,7 @@ class Task(UntrainedTask):
     ) -> list[dict[str, Any]]:
         """Features of each utterance, (L, frames, D), of every layer or the one that was given."""
         if self.config.layer is not None:
-            features = self.only(self.config.layer, features)
+            features = self.select_layer(features, self.config.layer)
         return [
             {"id": utterance.id, "word": self._word(utterance), "features": states[:, :count].float()}
             for utterance, states, count in zip(utterances, features, lengths.tolist(), strict=True)

@@ -30,7 +30,7 @@ def measure(
     """Figures of one evaluation, or their mean over several (folds), with bootstrap intervals over the test items.
 
     Args:
-        scorer: as a task's.
+        scorer: a task's, or like it.
         groups: predictions of each evaluation.
         by: key of a row; rows that share its value are drawn together. None: each row by itself.
         units: by figure.

@@ -43,7 +43,7 @@ class UntrainedTask(base.Task):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         raise AssertionError(f"{self.name} has nothing to train")
 
-    def only(self, layer: int, features: Tensor) -> Tensor:
+    def select_layer(self, features: Tensor, layer: int) -> Tensor:
         """One layer of features (B, L, T, D), as (B, 1, T, D).
 
         Raises:

@@ -64,6 +64,6 @@ def read_manifest(path: Path, required: Sequence[str] = ()) -> list[Utterance]:
 def near_miss(key: str, keys: Collection[str]) -> str:
     """The end of a message about a key that is not there, or null: what was probably meant, or what there is."""
     if key in keys:
-        return ", it is null: say it, or take the line out"
+        return ", it is null: give it a value, or take the line out"
     near = difflib.get_close_matches(key, keys, n=1)
     return f"; did you mean {key!r} for {near[0]!r}?" if near else f": it has {', '.join(map(repr, keys)) or 'no keys'}"

@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
         "--upstream",
         metavar="NAME",
         action="append",
-        help="s3prl hub name, checkpoint file or Hugging Face folder; with -d superb also several, and LABEL=NAME",
+        help="s3prl hub name, checkpoint file, Hugging Face folder or folder of a run; with -d superb several, and "
+        "LABEL=NAME",
     )
     add("-k", "--upstream_ckpt", metavar="CKPT", help="what a hub name that takes a checkpoint is to load")
     add("-d", "--downstream", metavar="TASK", help=TASKS)

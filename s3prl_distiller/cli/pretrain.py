@@ -44,14 +44,14 @@ def parser() -> argparse.ArgumentParser:
     add("-u", "--upstream", required=True, metavar="NAME", help="what to train: distiller")
     add("-g", "--upstream_config", metavar="YAML", help="student and teacher: a file, or a bundled name")
     add("-c", "--config", metavar="YAML", help="runner, optimizer, data: a file, or a bundled name")
-    add("--teacher", metavar="NAME", help="s3prl hub name, checkpoint file or Hugging Face folder")
+    add("--teacher", metavar="NAME", help="s3prl hub name, checkpoint file, Hugging Face folder or folder of a run")
     add("--data", metavar="PATH", help="folder of audio, CSV or JSONL manifest, lhotse cuts or Shar folder")
     add(
         "--targets",
         metavar="LAYERS",
         help="teacher layers to predict: such as 4,8,12; auto: probe them and propose some",
     )
-    past_exp = "go on with that run (its folder or newest checkpoint); with -n or -p start a new run from its weights"
+    past_exp = "go on with that run (its folder or newest checkpoint); with -n or -p a new run from its weights"
     add_options(p, "pretrain", past_exp)
     return p
 
@@ -144,8 +144,8 @@ def _config(
         options["runner"] = {"seed": args.seed}
     if args.targets not in (None, AUTO):
         options["distiller"] = {"pred_layer_id": [int(layer) for layer in args.targets.split(",")]}
-    files: list[Path | dict[str, Any]]
-    files = [settings.find("pretrain", name) for name in (args.config, args.upstream_config) if name]
+    names = [name for name in (args.config, args.upstream_config) if name]
+    files: list[Path | dict[str, Any]] = [settings.find("pretrain", name) for name in names]
     if resume is not None:
         saved = resume.parent / "config.yaml"
         resumed = module.load_config([saved], {}, args.override)
@@ -166,5 +166,5 @@ def _config(
         options["data"] = {"path": str(settings.QUICKSTART / "corpus" / "pretrain.jsonl")}
     else:
         recipe = settings.bundled("pretrain", "distilhubert")
-        files = [recipe, *([] if weights is None else [module.sections_of(weights)]), *files]
+        files = [recipe, *([] if weights is None else [module.student_settings(weights)]), *files]
     return module.load_config(files, options, args.override)

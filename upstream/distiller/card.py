@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from s3prl_distiller import checkpoint, machine
+from s3prl_distiller.audio import SAMPLE_RATE
 
 from .frontend import receptive_field
 from .student import Student
@@ -142,21 +143,15 @@ def _what(student: Student) -> str:
 
 
 def _made(student: Student, heard: str | None) -> dict[str, str]:
-    config, begun = student.model.config, _section(student, "card").get("begun_from")
+    config = student.model.config
     data, task, runner, optimizer = (_section(student, name) for name in ("data", "task", "runner", "optimizer"))
     audio = [Path(data.get("path") or "").name, heard, _languages(student), data.get("license")]
-    start = [
-        *(["front end"] if config.init_teacher_conv_layers else []),
-        *([f"{config.encoder_layers} layers"] if config.init_teacher_encoder_layers else []),
-    ]
     rows = {
         "Teacher": _base(student.teacher),
         "Predicts": f"the teacher's layers {', '.join(map(str, config.targets))}" if config.n_tasks else None,
-        "Starts from": f"the student {'/'.join(Path(begun).parts[-2:])}"
-        if begun
-        else (f"the teacher's {' and '.join(start)}" if start else "random weights"),
+        "Starts from": _start(student),
         "Audio": ", ".join(filter(None, audio)),
-        "Utterances": f"of at most {task['sequence_length'] / 16_000:.1f} s, longer ones cropped at random"
+        "Utterances": f"of at most {task['sequence_length'] / SAMPLE_RATE:.1f} s, longer ones cropped at random"
         if "sequence_length" in task
         else None,
         "Steps": f"{student.step:,} of at most {data['batch_size']} utterances and {data['batch_seconds']:g} s"
@@ -168,6 +163,18 @@ def _made(student: Student, heard: str | None) -> dict[str, str]:
         "With": ", ".join(f"{name} {version}" for name, version in machine.versions().items()) if heard else None,
     }
     return {name: str(text) for name, text in rows.items() if text not in (None, "")}
+
+
+def _start(student: Student) -> str:
+    """Which weights it had before it was trained."""
+    config, begun = student.model.config, _section(student, "card").get("begun_from")
+    if begun:
+        return f"the student {'/'.join(Path(begun).parts[-2:])}"
+    start = [
+        *(["front end"] if config.init_teacher_conv_layers else []),
+        *([f"{config.encoder_layers} layers"] if config.init_teacher_encoder_layers else []),
+    ]
+    return f"the teacher's {' and '.join(start)}" if start else "random weights"
 
 
 def _figures(figures: Mapping[str, tuple[float, float]] | None) -> str:

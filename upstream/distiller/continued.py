@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _HEADS = ("task_embedding.", "output_layer.")
 
 
-def sections_of(path: Path) -> dict[str, Any]:
+def student_settings(path: Path) -> dict[str, Any]:
     """Sections of a config that say what a student is, for a run that begins with its weights.
 
     Args:

@@ -1,4 +1,4 @@
-"""Experts of the s3prl hub by what a user names: an entry, a checkpoint file or a Hugging Face folder."""
+"""Experts of the s3prl hub by what a user names: an entry, a checkpoint file, a Hugging Face folder or a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_hub_expert(model: str, ckpt: str | None, role: str) -> tuple[str, Any]:
     """The hub entry's name, and its expert.
 
     Args:
-        model: a name in the s3prl hub, the path of a checkpoint file or of a Hugging Face folder.
+        model: a name in the s3prl hub, the path of a checkpoint file, of a Hugging Face folder or of a run's.
         ckpt: what a hub name that takes a checkpoint is to load.
         role: "teacher" or "upstream", for messages.
 

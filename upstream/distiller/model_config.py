@@ -122,9 +122,7 @@ class DistillerConfig(EncoderConfig):
     # Initialisation from the teacher
     init_teacher_conv_layers: bool = False  # front end and projection
     init_teacher_encoder_layers: bool = False  # positional embedding and layers
-    init_layers: list[int] = field(
-        default_factory=list
-    )  # not s3prl's: which teacher layers; empty: 1 ... encoder_layers
+    init_layers: list[int] = field(default_factory=list)  # not s3prl's: teacher layers; empty: 1 ... encoder_layers
     init_teacher_encoder_norm: bool = False  # not s3prl's: the encoder's own layer norm, which s3prl leaves out
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from s3prl_distiller.data import Batch, Corpus, DataConfig, prepare
 from s3prl_distiller.engine import Member, OptimizerConfig, RunnerConfig, check_disk, mean_loss, precision
 
 from . import card
-from .continued import sections_of as sections_of  # part of what run_pretrain.py asks an upstream for
+from .continued import student_settings as student_settings  # run_pretrain.py asks an upstream for it
 from .continued import take_weights
 from .derive import derive_student
 from .encoder import TransformerEncoder

@@ -30,7 +30,7 @@ _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, Runti
 class TeacherConfig:
     """Which teacher, and how it is run. ``model`` and ``n_layers`` are s3prl's."""
 
-    model: str = "hubert_base"  # a name in the s3prl hub, or the path of a checkpoint file or Hugging Face folder
+    model: str = "hubert_base"  # a name in the s3prl hub; a checkpoint file, Hugging Face folder or run
     ckpt: str | None = None  # what a hub name that ends in _custom or _local is to load
     n_layers: int | None = None  # if given, the teacher must have that many
     twin: bool = True  # run the teacher in our Encoder where that gives the same numbers, which is faster

@@ -60,7 +60,7 @@ def hear(teacher: Teacher, drawn: Drawn, device: torch.device, seed: int, progre
     Raises:
         ValueError: nothing can be decoded, or a hidden state is not finite.
     """
-    layers, dice = range(teacher.info.n_layers + 1), torch.Generator().manual_seed(seed)
+    layers, rng = range(teacher.info.n_layers + 1), torch.Generator().manual_seed(seed)
     samples = sum(request.samples for request, used in zip(drawn.requests, drawn.compared, strict=True) if used)
     share = min(1.0, FRAMES * teacher.info.downsample_rate / max(samples, 1))
     frames: list[torch.Tensor] = []
@@ -81,7 +81,7 @@ def hear(teacher: Teacher, drawn: Drawn, device: torch.device, seed: int, progre
         seconds += len(wave) / audio.SAMPLE_RATE
         if drawn.compared[place]:
             count = max(1, round(share * states.shape[1]))
-            frames.append(states[:, torch.randperm(states.shape[1], generator=dice)[:count].to(device)].cpu())
+            frames.append(states[:, torch.randperm(states.shape[1], generator=rng)[:count].to(device)].cpu())
         if drawn.whole[place]:
             pooled.append(states.mean(1).cpu().numpy())
             places.append(place)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from s3prl_distiller.audio import SAMPLE_RATE
 from s3prl_distiller.data import DataConfig
 from s3prl_distiller.engine import distributed
 from s3prl_distiller.machine import device_name, versions
@@ -87,7 +88,7 @@ def _measure(
 ) -> Proposal:
     started = time.monotonic()
     drawn = draw(data, seed)
-    seconds = sum(request.samples for request in drawn.requests) / 16_000
+    seconds = sum(request.samples for request in drawn.requests) / SAMPLE_RATE
     log.info(
         "Probing %d layers on %d utterances, %.1f minutes of audio, before training",
         teacher.info.n_layers,

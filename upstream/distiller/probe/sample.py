@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from s3prl_distiller.audio import SAMPLE_RATE
 from s3prl_distiller.data.check import judge
 from s3prl_distiller.data.config import DataConfig
 from s3prl_distiller.data.corpus import samples_of
@@ -70,9 +71,9 @@ def draw(config: DataConfig, seed: int) -> Drawn:
         ValueError: the data is not there, or none of what was drawn can be read.
     """
     listed, _ = read_utterances(config.path, list(config.sets))
-    dice = random.Random(seed)
-    at_random = dice.sample(listed, min(len(listed), UTTERANCES))
-    pools = {name: _pool(listed, name, dice) for name in (*SEQUENCES, *CLASSES)}
+    rng = random.Random(seed)
+    at_random = rng.sample(listed, min(len(listed), UTTERANCES))
+    pools = {name: _pool(listed, name, rng) for name in (*SEQUENCES, *CLASSES)}
     if len(pools["phones"]) >= FEWEST:
         pools["text"] = []  # stands in for phones, and need not be looked for
     known = {utterance.id: utterance for pool in (at_random, *pools.values()) for utterance in pool}
@@ -85,12 +86,12 @@ def draw(config: DataConfig, seed: int) -> Drawn:
     compared = _until_full([u for u in at_random if u.id in usable])
     chosen = {utterance.id: utterance for utterance in compared}
     for name, pool in pools.items():
-        fitting = [u for u in pool if u.id in usable and samples_of(u) <= _LONGEST * 16_000]
+        fitting = [u for u in pool if u.id in usable and samples_of(u) <= _LONGEST * SAMPLE_RATE]
         fitting = _in_turn(fitting, name) if name in CLASSES else sorted(fitting, key=samples_of)
         chosen |= {utterance.id: utterance for utterance in _until_full(fitting)}
     remarks = [f"{len(bad)} of {len(known)} utterances drawn cannot be used, such as {bad[0].id}"] if bad else []
     ids, utterances = {utterance.id for utterance in compared}, list(chosen.values())
-    lengths = [min(samples_of(utterance), _LONGEST * 16_000) for utterance in utterances]
+    lengths = [min(samples_of(utterance), _LONGEST * SAMPLE_RATE) for utterance in utterances]
     return Drawn(
         [Request(u.id, u.audio, u.start, length) for u, length in zip(utterances, lengths, strict=True)],
         utterances,
@@ -100,19 +101,19 @@ def draw(config: DataConfig, seed: int) -> Drawn:
     )
 
 
-def _pool(listed: Sequence[Utterance], name: str, dice: random.Random) -> list[Utterance]:
+def _pool(listed: Sequence[Utterance], name: str, rng: random.Random) -> list[Utterance]:
     """Twice as many as needed at random, of which the shorter ones are then heard: probes need many utterances."""
     if name in SEQUENCES:
         having = [utterance for utterance in listed if sequence(utterance, name)]
-        return dice.sample(having, min(len(having), 2 * UTTERANCES))
+        return rng.sample(having, min(len(having), 2 * UTTERANCES))
     classes: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in listed:
         if (value := class_of(utterance, name)) is not None:
             classes[value].append(utterance)
     several = sorted(value for value, members in classes.items() if len(members) > 1)
-    picked = dice.sample(several, min(len(several), _CLASSES))
+    picked = rng.sample(several, min(len(several), _CLASSES))
     each = 2 * UTTERANCES // max(len(picked), 1)
-    return [u for value in picked for u in dice.sample(classes[value], min(len(classes[value]), each))]
+    return [u for value in picked for u in rng.sample(classes[value], min(len(classes[value]), each))]
 
 
 def _in_turn(utterances: Sequence[Utterance], name: str) -> list[Utterance]:
@@ -129,9 +130,9 @@ def _in_turn(utterances: Sequence[Utterance], name: str) -> list[Utterance]:
 def _until_full(utterances: Sequence[Utterance]) -> list[Utterance]:
     """The first ones, up to :data:`UTTERANCES` and :data:`SECONDS`; one at least."""
     taken: list[Utterance] = []
-    left = SECONDS * 16_000
+    left = SECONDS * SAMPLE_RATE
     for utterance in utterances[:UTTERANCES]:
-        left -= min(samples_of(utterance), _LONGEST * 16_000)
+        left -= min(samples_of(utterance), _LONGEST * SAMPLE_RATE)
         if taken and left < 0:
             break
         taken.append(utterance)
