@@ -31,6 +31,7 @@ from s3prl_distiller.downstream.core.results import read_rows
 from s3prl_distiller.downstream.core.run import task_class
 
 from s3prl_distiller import machine
+from s3prl_distiller.data.config import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = {"en": ["en"], "en+pt": ["en", "pt-BR", "pt-PT"], "pt": ["pt-BR", "pt-PT"]}
@@ -127,7 +128,8 @@ def _pretrain(
     if (folder / "summary.md").is_file():
         return
     options = f"runner.total_steps={steps},runner.eval_step={max(1, steps // 4)},runner.save_step={steps},"
-    options += f"runner.log_step=50,runner.seed={seed}{f',{override}' if override else ''}"
+    options += f"runner.log_step=50,runner.seed={seed},data.num_workers={max(1, cores() // args.jobs - 1)}"
+    options += f",{override}" if override else ""
     data = args.out / "data" / f"{heard or name}.jsonl"
     command = ["run_pretrain.py", "-u", "distiller", "--teacher", str(args.teacher), "--data", str(data)]
     if (folder / "config.yaml").is_file():

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from s3prl_distiller.upstream.distiller.derive import initialise
+from s3prl_distiller.upstream.distiller.initialise import initialise
 from s3prl_distiller.upstream.distiller.fast.step import PackedDistillation
 from s3prl_distiller.upstream.distiller.frontend import frame_lengths, valid_mask
 from s3prl_distiller.upstream.distiller.model import DistillerModel, Encoder

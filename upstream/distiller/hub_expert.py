@@ -39,11 +39,19 @@ def load_hub_expert(model: str, ckpt: str | None, role: str) -> tuple[str, Any]:
             "models for 16000 Hz can be used, which all audio is brought to"
         )
     if hasattr(getattr(getattr(expert, "model", None), "config", None), "to_dict"):
-        # transformers 5 leaves out the normalisation at a pre-norm encoder's end; its version 4 and fairseq have it.
-        expert.model.config.tie_last_hidden_states = True
+        expert.model.register_forward_hook(_normalise_last)
         expert.model.config.return_dict = True  # a folder may say otherwise, and get tuples without names
         expert.model.config.apply_spec_augment = False  # in train mode it would mask features by itself
     return name, expert
+
+
+def _normalise_last(_: nn.Module, __: Any, output: Any) -> Any:
+    """The last hidden state after the normalisation at a pre-norm encoder's end, as of fairseq and transformers 4:
+    transformers 5 leaves it out."""
+    states = output.hidden_states
+    if states is not None and states[-1].shape == output.last_hidden_state.shape:  # an adapter makes fewer frames
+        output.hidden_states = (*states[:-1], output.last_hidden_state)
+    return output
 
 
 def _find(model: str, ckpt: str | None, role: str) -> tuple[str, dict[str, Any]]:
