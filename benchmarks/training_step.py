@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from s3prl_distiller.upstream.distiller.initialise import initialise
 from s3prl_distiller.upstream.distiller.fast.step import PackedDistillation
 from s3prl_distiller.upstream.distiller.frontend import frame_lengths, valid_mask
+from s3prl_distiller.upstream.distiller.initialise import initialise
 from s3prl_distiller.upstream.distiller.model import DistillerModel, Encoder
 from s3prl_distiller.upstream.distiller.model_config import DistillerConfig, EncoderConfig
 from s3prl_distiller.upstream.distiller.objective import DistillationLoss, distillation_loss
