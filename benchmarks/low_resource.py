@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import queue
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -58,8 +60,13 @@ def main() -> int:
     add("--seeds", type=int, default=3)
     add("--steps", type=int, default=2000, help="of each distillation")
     add("--head-steps", type=int, default=600, help="of each CTC head")
-    add("--jobs", type=int, default=3, help="runs at a time")
+    add("--jobs", type=int, default=3, help="runs at a time, on each GPU if there are some")
     args = parser.parse_args()
+    places = [str(place) for place in range(torch.cuda.device_count())] or [""]
+    args.places = queue.Queue()
+    for place in places * args.jobs:
+        args.places.put(place)
+    args.jobs *= len(places)
     write_manifests(args.data, args.out)
     note_machine(args.out / "made_on.txt")
     seeds = range(1, args.seeds + 1)
@@ -164,7 +171,7 @@ def _pretrain(
     command = ["run_pretrain.py", "-u", "distiller", "--teacher", str(args.teacher), "--data", str(data)]
     if (folder / "config.yaml").is_file():
         more = ["-a"]  # it was stopped
-    _run([*command, "-p", str(folder), "-o", options, *more], folder)
+    _run(args, [*command, "-p", str(folder), "-o", options, *more], folder)
 
 
 def judge(args: argparse.Namespace, name: str, seed: int, task: str) -> None:
@@ -182,7 +189,7 @@ def judge(args: argparse.Namespace, name: str, seed: int, task: str) -> None:
         options += "" if name == TEACHER else ",task.layer=2"
     else:
         command += ["-s", "hidden_states" if name == TEACHER else "paper"]
-    _run([*command, "-o", f"{options},runner.seed={seed},data.num_workers={workers(args)}"], folder)
+    _run(args, [*command, "-o", f"{options},runner.seed={seed},data.num_workers={workers(args)}"], folder)
 
 
 def workers(args: argparse.Namespace) -> int:
@@ -190,10 +197,14 @@ def workers(args: argparse.Namespace) -> int:
     return max(1, cores() // args.jobs - 1)
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(args: argparse.Namespace, command: list[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    place = args.places.get()
     with (folder / "output.txt").open("w") as output:
-        done = subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]], stdout=output, stderr=output)
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": place}
+        done = subprocess.run(command, stdout=output, stderr=output, env=environment)
+    args.places.put(place)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed: see {folder / 'output.txt'}")
     sys.stderr.write(f"{folder.name} is done\n")

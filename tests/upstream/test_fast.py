@@ -99,6 +99,26 @@ def test_gradients_are_those_of_the_plain_path(kind: str) -> None:
         torch.testing.assert_close(other, gradient, atol=1e-5 * largest, rtol=1e-3, msg=name)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_on_a_gpu_is_that_within_each_utterance(dtype: torch.dtype) -> None:
+    """Its kernel knows the bounds of utterances; gradients too."""
+    wave, counts = batch(LENGTHS)
+    _, packing = student().cuda().pack(wave.cuda(), counts)
+    frames = int(packing.bounds[-1])
+    generator = torch.Generator("cuda").manual_seed(0)
+    parts = torch.randn(4, frames, 4, 64, device="cuda", generator=generator).to(dtype)
+    inputs = [part.requires_grad_() for part in parts[:3].unbind()]
+    found = packing.attend(*inputs, 0.0)
+    gradients = torch.autograd.grad(found, inputs, parts[3])
+    exact = [part.detach().float().requires_grad_() for part in inputs]
+    heads = [[one.transpose(0, 1)[None] for one in part.split(packing.bounds.diff().tolist())] for part in exact]
+    expected = torch.cat([F.scaled_dot_product_attention(*one)[0].transpose(0, 1) for one in zip(*heads, strict=True)])
+    expected_gradients = torch.autograd.grad(expected, exact, parts[3].float())
+    for one, other in zip((found, *gradients), (expected, *expected_gradients), strict=True):
+        assert (one.float() - other).norm() < 0.01 * other.norm()
+
+
 def test_kernel_of_the_first_layer_is_the_convolution_and_its_gelu() -> None:
     pytest.importorskip("triton", reason="Triton comes with torch for GPUs")
     script = Path(__file__).with_name("first_layer_by_interpreter.py")
