@@ -6,6 +6,7 @@ import resource
 import shutil
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .config import OptimizerConfig, RunnerConfig
 from .loop import Task, precision
 from .optimizer import build_optimizer
 
-# A first step also allocates, tunes and compiles.
+# A first step also allocates, tunes and compiles; on a GPU so does the first one of each shape.
 _WARM_UP, _TIMED = 1, 3
 
 
@@ -53,14 +54,10 @@ def estimate(
     need = check_disk(task.model, runner, folder)
     optimizer = build_optimizer(task.members, optimizer_config)
     autocast, _ = precision(runner.precision, device)
-    batches = iter(task.get_train_dataloader(0, 0))
+    count = (_WARM_UP + _TIMED) * runner.gradient_accumulate_steps
+    held = [batch for batch in islice(task.get_train_dataloader(0, 0), count) if batch.ids]
     times, audio = [], []
-    for _ in range((_WARM_UP + _TIMED) * runner.gradient_accumulate_steps):
-        batch = next(batches, None)
-        if batch is None:
-            break
-        if not batch.ids:
-            continue
+    for batch in held * 2 if device.type == "cuda" else held:
         started = time.monotonic()
         with autocast():
             loss, _ = task(batch.to(device))
@@ -70,7 +67,8 @@ def estimate(
         loss.sum().item()  # waits for the device
         times.append(time.monotonic() - started)
         audio.append(batch.seconds)
-    timed, heard = times[_WARM_UP:] or times, audio[_WARM_UP:] or audio
+    warm_up = len(held) if device.type == "cuda" else _WARM_UP
+    timed, heard = times[warm_up:] or times, audio[warm_up:] or audio
     step = sum(timed) / len(timed) * runner.gradient_accumulate_steps
     with tempfile.TemporaryDirectory() as place:
         checkpoint.save_folder(Path(place) / "states-0", task.native_writers(0))

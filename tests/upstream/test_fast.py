@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3prl_distiller.upstream.distiller.encoder import same_length_conv
+from s3prl_distiller.upstream.distiller.fast.packing import room_for
 from s3prl_distiller.upstream.distiller.fast.positions import overlap_add
 from s3prl_distiller.upstream.distiller.fast.step import PackedDistillation, refusal
 from s3prl_distiller.upstream.distiller.fast.strided import strided_product
@@ -97,6 +98,54 @@ def test_gradients_are_those_of_the_plain_path(kind: str) -> None:
     for name, gradient in found[0].items():
         other = found[1].get(name, torch.zeros_like(gradient))
         torch.testing.assert_close(other, gradient, atol=1e-5 * largest, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_room_changes_neither_frames_nor_gradients(kind: str) -> None:
+    """Batches of about the same size are given the same shapes; what fills them counts for nothing."""
+    model = student(**KINDS[kind])
+    hop = model.config.downsample_rate
+    found: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for few_shapes in (False, True):
+        model.zero_grad()
+        padded, packing = model.pack(*batch(LENGTHS), few_shapes=few_shapes)
+        out = model(padded, packing.samples, packing=packing)
+        frames = out.predictions[:, :, : sum(out.frames.tolist())]
+        assert packing.counted is None or packing.counted.sum() == frames.shape[2]
+        (frames.square().mean() + frames.mean()).backward()
+        found.append((frames, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    assert padded.shape[1] % (64 * hop) == 0 and len(packing.slots) % 64 == 0 == packing.bounds[-1] % 64
+    assert int(packing.bounds.diff().max()) <= packing.longest
+    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-5, rtol=1e-5)
+    assert found[1][1].keys() == found[0][1].keys()
+    largest = max(float(gradient.abs().max()) for gradient in found[0][1].values())
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, atol=1e-5 * largest, rtol=1e-3, msg=name)
+
+
+def test_a_step_with_room_is_that_without() -> None:
+    step, _, wave, counts = distillation()
+    for feature_penalty in (0.0, 1.0):
+        step.student.config.feat_pen_loss = feature_penalty
+        one, other = step(wave, counts), step.packed(*step.student.pack(wave, counts, few_shapes=True))
+        torch.testing.assert_close(other.total, one.total, atol=1e-6, rtol=1e-5)
+        assert one.parts.keys() == other.parts.keys() and len(one.parts) == 6 + (feature_penalty > 0)
+        for name, value in one.parts.items():
+            torch.testing.assert_close(other.parts[name], value, atol=1e-6, rtol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=st.lists(st.integers(400, 60_000), min_size=1, max_size=30))
+def test_few_shapes_are_little_larger(samples: list[int]) -> None:
+    model = Encoder(EncoderConfig.from_mapping(SMALL))
+    padded, room = room_for(samples, max(samples), 320)
+    wave, packing = model.pack(torch.zeros(len(samples), max(samples)), torch.tensor(samples), few_shapes=True)
+    slots = sum(-(-n // 320) for n in samples)
+    assert slots <= room == len(packing.slots) == len(packing.padded.there) < slots + max(64, slots / 32)
+    assert wave.shape[1] == padded * 320 < max(samples) + 65 * 320
+    assert packing.frames.back.max() + 1 == packing.bounds[len(samples)] == packing.counted.sum()
+    assert packing.bounds[-1] == room and packing.bounds.diff().min() >= 0
+    assert packing.slot_owners.bincount().cumsum(0).tolist() == packing.slot_ends.tolist()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .encoder import PositionalConv, TransformerEncoder, TransformerLayer, Where
-from .fast import Packing, pack, packed_features
+from .fast import Packing, pack, packed_features, room_for
 from .frontend import ConvFrontEnd, frame_lengths, normalize_wave, receptive_field, valid_mask
 from .model_config import DistillerConfig, EncoderConfig
 
@@ -148,21 +148,23 @@ class Encoder(nn.Module):
                 f"it needs at least {shortest} ({shortest / 16:.0f} ms at 16 kHz)"
             )
 
-    def pack(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Packing]:
+    def pack(self, wave: Tensor, lengths: Tensor, few_shapes: bool = False) -> tuple[Tensor, Packing]:
         """What the fast path takes: waveforms padded to whole frame shifts, and where their frames lie.
 
         Args:
             wave: (B, samples) zero-padded waveforms at 16 kHz.
             lengths: (B,) samples of each, on the CPU.
+            few_shapes: round sizes up, by a hundredth or two, so that batches of about the same size have one shape.
 
         Raises:
             ValueError: an utterance is shorter than the receptive field of one frame.
         """
         self.check_lengths(lengths)
         hop = self.config.downsample_rate
-        wave = F.pad(wave, (0, -wave.shape[1] % hop))
-        frames = frame_lengths(lengths, self.conv_layers)
-        return wave, pack(lengths.tolist(), frames.tolist(), wave.shape[1], hop, wave.device)
+        samples, frames = lengths.tolist(), frame_lengths(lengths, self.conv_layers).tolist()
+        slots, room = room_for(samples, wave.shape[1], hop) if few_shapes else (-(-wave.shape[1] // hop), None)
+        wave = F.pad(wave, (0, slots * hop - wave.shape[1]))
+        return wave, pack(samples, frames, slots * hop, hop, wave.device, room)
 
     def extract(self, wave: Tensor, lengths: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor, Where]:
         """Run the front end.

@@ -21,6 +21,7 @@ from .continued import take_weights
 from .derive import derive_student
 from .encoder import TransformerEncoder
 from .fast.compilers import can_compile
+from .fast.replay import ReplayedDistillation, replay_refusal
 from .fast.step import PackedDistillation, refusal
 from .frontend import frame_lengths, receptive_field, valid_mask
 from .initialise import describe, initialise
@@ -42,6 +43,7 @@ class TaskConfig:
     loss_on_padding: bool = False  # let padded frames carry loss, as s3prl does
     fast: bool = True  # no work on padding, convolutions as products: the plain path's numbers, where they fit
     compile: bool = True  # on a GPU, compile parts of the fast path, which takes about the first minute
+    replay: bool = True  # on a GPU, record the kernels of each shape of a batch once, and launch them as one
 
 
 @dataclass
@@ -142,7 +144,7 @@ class UpstreamPretrainExpert(nn.Module):
         if isinstance(student.encoder, TransformerEncoder):
             student.encoder.gradient_checkpointing = config.runner.gradient_checkpointing
         self.model.train()
-        self.fast: PackedDistillation | None = None
+        self.fast: PackedDistillation | ReplayedDistillation | None = None
 
     def choose_path(self, device: torch.device) -> None:
         """Take the fast path where student and teacher allow it; the teacher is verified."""
@@ -159,9 +161,18 @@ class UpstreamPretrainExpert(nn.Module):
         if compiled and not can_compile():
             log.warning("No C compiler is found (gcc, clang or the variable CC): steps take a third longer without one")
             compiled = False
-        self.fast = PackedDistillation(self.model, twin, precision(runner.precision, device)[0], compiled)
+        autocast, _ = precision(runner.precision, device)
+        self.fast = PackedDistillation(self.model, twin, autocast, compiled)
         if compiled:
             log.info("The first steps compile parts of both models: about half a minute")
+        if device.type == "cuda":
+            with autocast():
+                dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.float32
+            reason = "task.replay=false" if not task.replay else replay_refusal(self.model, twin, dtype)
+            if reason is None:
+                self.fast = ReplayedDistillation(self.fast)
+            else:
+                log.info("Steps are launched kernel by kernel: %s", reason)
 
     def verify_teacher(self, device: torch.device, utterances: int = 2) -> None:
         """Compare the teacher's twin with the hub's own forward on the first utterances of the data."""

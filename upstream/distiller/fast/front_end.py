@@ -64,7 +64,7 @@ def first_layer(
 
     windows = packing.once(f"windows with {int(shifted)} and {zeros}", wave, filled)
     rows = len(windows) // len(packing.slots)
-    if _has_kernel(block, windows, rows):
+    if windows.is_cuda and has_kernel(block, rows):
         from .first_layer import windows_gelu
 
         return windows_gelu(windows, weight, packing.slot_owners, rows, dtype or windows.dtype)
@@ -72,11 +72,11 @@ def first_layer(
     return finish(block, x if dtype is None else x.to(dtype))
 
 
-def _has_kernel(block: ConvBlock, windows: Tensor, rows: int) -> bool:
-    """Whether a convolution and its GELU run as one kernel."""
+def has_kernel(block: ConvBlock, rows: int) -> bool:
+    """Whether a first convolution, of so many rows for each slot, and its GELU run as one kernel on a GPU."""
     powers = rows >= 16 and rows & (rows - 1) == 0
     plain = not isinstance(block.norm, ChannelLayerNorm) and (block.dropout.p == 0 or not block.training)
-    return windows.is_cuda and powers and plain and can_compile()
+    return powers and plain and can_compile()
 
 
 def _frames(conv: nn.Conv1d, samples: Tensor, over_padding: bool) -> Tensor:

@@ -23,7 +23,7 @@ class Layout:
     """Which rows of one arrangement make up another.
 
     Attributes:
-        there: (rows of the new,) integer, row of the old.
+        there: (rows of the new,) integer, row of the old, or -1 for none.
         back: (rows of the old,) integer, row of the new, or -1 for none.
     """
 
@@ -31,45 +31,48 @@ class Layout:
     back: Tensor
 
     def take(self, x: Tensor) -> Tensor:
-        """(rows of the old, width) to (rows of the new, width)."""
-        return cast(Tensor, _Take.apply(x, self))
+        """(rows of the old, width) to (rows of the new, width), zeros where there is none."""
+        return cast(Tensor, _Rows.apply(x, self.there, self.back))
 
     def give(self, x: Tensor) -> Tensor:
         """(rows of the new, width) to (rows of the old, width), zeros where there is none."""
-        return cast(Tensor, _Give.apply(x, self))
+        return cast(Tensor, _Rows.apply(x, self.back, self.there))
 
 
-# Autograd's own gradient of indexing adds atomically; here each row is wanted at most once, so it is a gather.
-class _Take(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
-        ctx.layout = layout
-        return x.index_select(0, layout.there)
+class _Rows(torch.autograd.Function):
+    """Rows by number. Autograd's own gradient adds atomically; here each row is wanted at most once, so the gradient is
+    a gather too, by the inverse's numbers."""
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return _Give.forward(ctx, grad_outputs[0], ctx.layout), None
-
-
-class _Give(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
-        ctx.layout = layout
-        return torch.where(layout.back[:, None] < 0, 0, x.index_select(0, layout.back.clamp_min(0)))
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return _rows(x, index)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return _Take.forward(ctx, grad_outputs[0], ctx.layout), None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return _rows(grad_outputs[0], ctx.inverse), None, None
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    return torch.where(index[:, None] < 0, 0, x.index_select(0, index.clamp_min(0)))
+
+
+_FILLERS = 8
+"""Utterances that filling frames are laid out as: none is then longer than attention expects."""
 
 
 @dataclass(frozen=True)
 class Packing:
     """Where the frames of B utterances, V in all and T of the longest, lie.
 
+    Where it was given room, N and V are that room. What no utterance fills counts as slots of the last one, and as some
+    more utterances of frames that are zero at first and that no loss may count (see ``counted``).
+
     Attributes:
-        samples: (B,) of each utterance.
-        bounds: (B + 1,) int32, first frame of each utterance and the end of the last.
-        longest: T.
+        whole: int32, all numbers of the tensors below in one piece, of which they are views.
+        lengths: (B,) samples of each utterance.
+        bounds: (B + 1,) int32, first frame of each utterance and the end of the last; then the ends of fillers.
+        longest: T, or more.
         slots: (N,) int32, those of the slots of the padded waveforms that utterances fill. A slot is as many samples as
             there are from one frame to the next.
         padded_slots: of all padded waveforms.
@@ -79,7 +82,8 @@ class Packing:
         padded: from B * T padded frames to the V frames.
     """
 
-    samples: Tensor
+    whole: Tensor
+    lengths: Tensor
     bounds: Tensor
     longest: int
     slots: Tensor
@@ -98,6 +102,23 @@ class Packing:
         value = compute()
         self._found.append((what, of, value))
         return value
+
+    def forget(self) -> None:
+        """What :meth:`once` has kept."""
+        self._found.clear()
+
+    @property
+    def samples(self) -> Tensor:
+        """(B,) int64, of each utterance."""
+        return self.once("samples", self.lengths, self.lengths.long)
+
+    @property
+    def counted(self) -> Tensor | None:
+        """(1, V) bool, True for frames of utterances and not of fillers; None where there are none."""
+        utterances = len(self.lengths)
+        if len(self.bounds) == utterances + 1:
+            return None
+        return torch.arange(len(self.padded.there), device=self.bounds.device)[None] < self.bounds[utterances]
 
     @property
     def content(self) -> Tensor:
@@ -125,7 +146,14 @@ class Packing:
         return self.padded.take(mixed.transpose(1, 2).flatten(0, 1).flatten(1)).view_as(query)
 
 
-def pack(samples: Sequence[int], frames: Sequence[int], padded: int, hop: int, device: torch.device) -> Packing:
+def pack(
+    samples: Sequence[int],
+    frames: Sequence[int],
+    padded: int,
+    hop: int,
+    device: torch.device,
+    room: int | None = None,
+) -> Packing:
     """Lay out a batch.
 
     Args:
@@ -134,19 +162,30 @@ def pack(samples: Sequence[int], frames: Sequence[int], padded: int, hop: int, d
         padded: samples of a padded waveform, a multiple of ``hop``.
         hop: samples from one frame to the next.
         device: of the model. Nothing waits for it.
+        room: make N and V this many, no fewer than the slots that the utterances fill, and T that of ``padded``, so
+            that shapes follow from B, ``padded`` and it alone.
     """
     heard, kept = np.array(samples), np.array(frames)
     slots = -(-heard // hop)
-    padded_slots, longest = np.full_like(slots, padded // hop), np.full_like(kept, kept.max())
+    padded_slots = np.full_like(slots, padded // hop)
+    longest = int(kept.max()) if room is None else padded // hop
     filled, _ = _layout(slots, padded_slots)
-    content, rectangle = _layout(kept, slots), _layout(kept, longest)
-    owners, bounds = np.repeat(np.arange(len(slots)), slots), np.cumsum([0, *kept])
-    parts = heard, bounds, filled, np.cumsum(slots), owners, *content, *rectangle
-    lengths, bounds, filled, ends, owners, *layouts = _sent(parts, device)
+    content, rectangle = _layout(kept, slots), _layout(kept, np.full_like(kept, longest))
+    owners, bounds, ends = np.repeat(np.arange(len(slots)), slots), np.cumsum([0, *kept]), np.cumsum(slots)
+    if room is not None:
+        more_slots, more_frames = room - len(filled), room - bounds[-1]
+        filled, owners = _extended(filled, more_slots), _extended(owners, more_slots)
+        ends[-1] = room
+        content = _extended(content[0], more_frames, -1), _extended(content[1], more_slots, -1)
+        rectangle = _extended(rectangle[0], more_frames, -1), rectangle[1]
+        bounds = np.append(bounds, bounds[-1] + more_frames * np.arange(1, _FILLERS + 1) // _FILLERS)
+    whole, parts = _sent((heard, bounds, filled, ends, owners, *content, *rectangle), device)
+    lengths, bounds, filled, ends, owners, *layouts = parts
     return Packing(
-        lengths.long(),
+        whole,
+        lengths,
         bounds,
-        int(kept.max()),
+        longest,
         filled,
         int(padded_slots.sum()),
         ends,
@@ -154,6 +193,28 @@ def pack(samples: Sequence[int], frames: Sequence[int], padded: int, hop: int, d
         Layout(*layouts[:2]),
         Layout(*layouts[2:]),
     )
+
+
+def room_for(samples: Sequence[int], padded: int, hop: int) -> tuple[int, int]:
+    """Sizes that many batches have in common: slots of a padded waveform, and room (see :func:`pack`).
+
+    Args:
+        samples: of each utterance.
+        padded: samples of a padded waveform.
+        hop: samples from one frame to the next.
+    """
+    slots = sum(-(-count // hop) for count in samples)
+    unit = max(64, 1 << (slots // 64).bit_length())  # a 32nd of them at most
+    return _round_up(-(-padded // hop), 64), _round_up(slots, unit)
+
+
+def _round_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _extended(part: np.ndarray, more: int, value: int | None = None) -> np.ndarray:
+    """With so many more of its last number, or of a value."""
+    return np.append(part, np.full(more, part[-1] if value is None else value))
 
 
 def _layout(kept: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -165,10 +226,11 @@ def _layout(kept: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return there, back
 
 
-def _sent(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
-    """As int32 on the device. In one piece: to a GPU the smallest copy, or kernel, is as long as one a thousand times
-    its size."""
+def _sent(parts: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Sequence[Tensor]]:
+    """As int32 on the device, in one piece and its parts: to a GPU the smallest copy, or kernel, is as long as one a
+    thousand times its size."""
     sizes = [len(part) for part in parts]
     whole = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
     np.concatenate(parts, out=whole.numpy(), casting="unsafe")
-    return whole.to(device, non_blocking=True).split(sizes)
+    whole = whole.to(device, non_blocking=True)
+    return whole, whole.split(sizes)

@@ -39,7 +39,10 @@ class PackedDistillation:
 
     def __call__(self, wave: Tensor, lengths: Tensor) -> DistillationLoss:
         """wave: (B, samples) zero-padded waveforms at 16 kHz; lengths: (B,) samples of each, on the CPU."""
-        wave, packing = self.student.pack(wave, lengths)
+        return self.packed(*self.student.pack(wave, lengths))
+
+    def packed(self, wave: Tensor, packing: Packing) -> DistillationLoss:
+        """wave: (B, samples) zero-padded to whole frame shifts; packing: of its utterances."""
         targets = self._teach(wave, packing)
         config = self.student.config
         out = self.student(wave, packing.samples, packing=packing)
@@ -47,7 +50,7 @@ class PackedDistillation:
         return self._loss(
             out.predictions,
             targets,
-            None,
+            packing.counted,
             config.targets,
             loss_type=config.loss_type,
             cosine_weight=config.cosine_loss,
@@ -68,11 +71,11 @@ def _compiled(loss: Callable[..., DistillationLoss]) -> Callable[..., Distillati
     computed with on the CPU, by a kernel that takes longer to compile than all the others."""
     compiled = torch.compile(loss)
 
-    def call(predictions: Tensor, targets: Tensor, *args: Any, features: Tensor | None, **options: Any) -> Any:
-        for frames, x in ((2, predictions), (2, targets), (1, features)):
+    def call(predictions: Tensor, targets: Tensor, counted: Tensor | None, *args: Any, **options: Any) -> Any:
+        for frames, x in ((2, predictions), (2, targets), (1, counted), (1, options["features"])):
             if x is not None:
                 torch._dynamo.maybe_mark_dynamic(x, frames)
-        return compiled(predictions, targets, *args, features=features, **options)
+        return compiled(predictions, targets, counted, *args, **options)
 
     return call
 

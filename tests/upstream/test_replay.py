@@ -1,0 +1,151 @@
+"""Steps that are recorded on a GPU give the losses, gradients and weights of steps that are not."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from s3prl_distiller.upstream.distiller.fast import replay
+from s3prl_distiller.upstream.distiller.fast.packing import room_for
+from s3prl_distiller.upstream.distiller.fast.replay import ReplayedDistillation, replay_refusal
+from s3prl_distiller.upstream.distiller.fast.step import PackedDistillation
+from s3prl_distiller.upstream.distiller.model import DistillerModel, Encoder
+from s3prl_distiller.upstream.distiller.model_config import EncoderConfig
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .small import SMALL, student
+from .test_fast import XLSR
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+WIDE = {
+    "encoder_embed_dim": 128,
+    "encoder_attention_heads": 2,
+    "final_dim": 128,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+}
+KINDS = {"hubert": {}, "xlsr": XLSR}
+# Three shapes, each more than once, and weights that change from one to the next.
+BATCHES = [
+    [[16_000, 12_345, 9_999], [15_900, 12_000, 10_001], [48_000, 30_000], [16_000, 400, 719], [47_999, 30_100]],
+    [[16_000, 12_345, 9_999], [40_000], [40_100], [39_000], [48_000, 30_000]],
+]
+
+
+def batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    waves = [0.1 * torch.randn(n, generator=generator) + 0.02 for n in lengths]
+    return pad_sequence(waves, batch_first=True).cuda(), torch.tensor(lengths)
+
+
+def models(kind: str) -> tuple[DistillerModel, Encoder]:
+    torch.manual_seed(0)
+    options = {**KINDS[kind], **WIDE}
+    teacher = Encoder(EncoderConfig.from_mapping({**SMALL, **options, "encoder_layers": 3, "feature_layer_norm": True}))
+    return student(pred_layer_id=[1, 2, 3], **options).cuda().train(), teacher.cuda().eval().requires_grad_(False)
+
+
+def trained(step: Any, pupil: DistillerModel, batches: list[list[int]], autocast: Any) -> list[dict[str, Tensor]]:
+    """Losses, gradients and weights of some updates."""
+    optimizer = torch.optim.SGD(pupil.parameters(), lr=0.1)
+    found = []
+    for lengths in batches:
+        for _ in range(2):  # gradients add up
+            with autocast():
+                loss = step(*batch(lengths))
+            (loss.total * 0.5).backward()
+        named = {f"gradient of {n}": p.grad.clone() for n, p in pupil.named_parameters() if p.grad is not None}
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        weights = {n: p.detach().clone() for n, p in pupil.named_parameters()}
+        found.append({"loss": loss.total.detach().clone(), **loss.parts, **named, **weights})
+    return found
+
+
+@needs_gpu
+@pytest.mark.parametrize("batches", BATCHES)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "compiled"),
+    [("hubert", torch.float32, False), ("hubert", torch.bfloat16, True), ("xlsr", torch.bfloat16, False)],
+)
+def test_recorded_steps_train_as_others(
+    kind: str, dtype: torch.dtype, compiled: bool, batches: list[list[int]]
+) -> None:
+    autocast = functools.partial(torch.autocast, "cuda", dtype=dtype, enabled=dtype != torch.float32)
+    pupil, teacher = models(kind)
+    other, other_teacher = copy.deepcopy(pupil), copy.deepcopy(teacher)
+    assert replay_refusal(pupil, teacher, dtype) is None
+    recorded = ReplayedDistillation(PackedDistillation(pupil, teacher, autocast, compiled))
+    plain = PackedDistillation(other, other_teacher, autocast, compiled)
+    before = torch.backends.cuda.matmul.fp32_precision
+    found = trained(recorded, pupil, batches, autocast)
+    expected = trained(plain, other, batches, autocast)
+    assert before == torch.backends.cuda.matmul.fp32_precision
+    bound = 1e-4 if dtype == torch.float32 else 3e-2
+    for index, (one, two) in enumerate(zip(found, expected, strict=True)):
+        assert one.keys() == two.keys()
+        largest = max(float(value.norm()) for name, value in two.items() if name.startswith("gradient"))
+        for name, value in two.items():
+            size = largest if name.startswith("gradient") else float(value.norm())
+            assert float((one[name] - value).norm()) <= bound * size, f"{name} of batch {index}"
+    assert len(recorded._recordings) == len({(len(b), *room_for(b, max(b), 320)) for b in batches})
+
+
+@needs_gpu
+def test_dropout_is_drawn_anew_each_time() -> None:
+    pupil, teacher = models("hubert")
+    for module in pupil.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    step = ReplayedDistillation(PackedDistillation(pupil, teacher, contextlib.nullcontext, False))
+    losses = [float(step(*batch([16_000, 9_000])).total) for _ in range(5)]
+    assert len(set(losses)) == 5
+    state = torch.cuda.get_rng_state()
+    one = float(step(*batch([16_000, 9_000])).total)
+    torch.cuda.set_rng_state(state)
+    assert float(step(*batch([16_000, 9_000])).total) == pytest.approx(one, rel=1e-5) and one not in losses
+
+
+@needs_gpu
+def test_the_oldest_recording_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_MOST", 2)
+    pupil, teacher = models("hubert")
+    step = ReplayedDistillation(PackedDistillation(pupil, teacher, contextlib.nullcontext, False))
+    for count in (1, 1, 2, 1, 3, 4, 1):
+        step(*batch([16_000] * count))
+        kept = [shape[0] for shape in step._recordings]
+        assert len(kept) <= 2
+    assert kept == [4, 1]
+
+
+@needs_gpu
+def test_judging_is_not_recorded() -> None:
+    pupil, teacher = models("hubert")
+    step = ReplayedDistillation(PackedDistillation(pupil, teacher, contextlib.nullcontext, False))
+    pupil.eval()
+    with torch.no_grad():
+        losses = [step(*batch([16_000, 9_000])).total for _ in range(3)]
+    assert not step._recordings and losses[0] == losses[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "reason"),
+    [
+        ({}, torch.float16, "float16 scales the loss"),
+        ({"encoder_layerdrop": 0.1}, torch.bfloat16, "encoder_layerdrop"),
+        ({"gradient_checkpointing": True}, torch.bfloat16, "gradient_checkpointing"),
+        (XLSR, torch.float32, "the first layer's products"),
+    ],
+)
+def test_what_cannot_be_recorded(options: dict[str, Any], dtype: torch.dtype, reason: str) -> None:
+    options = dict(options)
+    checkpointing = options.pop("gradient_checkpointing", False)
+    pupil = student(**options)
+    pupil.encoder.gradient_checkpointing = checkpointing  # pyright: ignore[reportAttributeAccessIssue]
+    assert reason in str(replay_refusal(pupil, Encoder(EncoderConfig.from_mapping(SMALL)), dtype))
