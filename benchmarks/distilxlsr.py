@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from s3prl_distiller import machine
+from s3prl_distiller.data.config import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 XLSR = {
@@ -81,7 +82,7 @@ def main() -> int:
 | held-out loss | {valid(lines, 0):.4f} at first, {valid(lines, -1):.4f} after {args.steps} steps |
 | in transformers | {loaded} |
 
-{device}, {os.cpu_count()} CPU cores; {found}.
+{device}, {cores()} CPU cores; {found}.
 `python {" ".join(sys.argv)}`
 """
     sys.stdout.write(text)

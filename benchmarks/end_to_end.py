@@ -28,6 +28,7 @@ import torch
 from s3prl_distiller.upstream.distiller import pretrain_expert
 
 from s3prl_distiller import machine
+from s3prl_distiller.data.config import cores
 from s3prl_distiller.engine import Updates, precision, to_device
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +135,7 @@ def main() -> int:
 | bare step, batches in memory ({rate:.2f} steps/s) | {audio:.0f} | 100 % | |
 | `run_pretrain.py`, from step {args.warm_up + 1} | {real:.0f} | {100 * real / audio:.0f} % | {waited:.1%} |
 
-{machine.device_name(device)}, {os.cpu_count()} CPU cores; {found}.
+{machine.device_name(device)}, {cores()} CPU cores; {found}.
 `python {" ".join(sys.argv)}`
 """
     sys.stdout.write(text)

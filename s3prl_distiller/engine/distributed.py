@@ -102,13 +102,13 @@ def average_gradients(model: nn.Module) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.flatten().float() for parameter in parameters if parameter.grad is not None])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten().float() for gradient in gradients])
     with _others():
         dist.all_reduce(flat)
     flat /= world()
-    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        assert parameter.grad is not None
-        parameter.grad.copy_(mean.view_as(parameter.grad))
+    means = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(means, gradients, strict=True)])
 
 
 def highest(value: int) -> int:

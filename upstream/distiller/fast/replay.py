@@ -7,6 +7,7 @@ copy of the gradients to where all graphs leave them; so autograd is told of a l
 
 from __future__ import annotations
 
+import gc
 from typing import Any, cast
 
 import torch
@@ -33,30 +34,32 @@ class ReplayedDistillation:
     def __init__(self, step: PackedDistillation):
         self.step = step
         self._recordings: dict[tuple[int, ...], _Recording] = {}
-        self._results: _Results | None = None
-        self._warm = False
+        self._shared: _Shared | None = None
 
     def __call__(self, wave: Tensor, lengths: Tensor) -> DistillationLoss:
         """wave: (B, samples) zero-padded waveforms at 16 kHz; lengths: (B,) samples of each, on the CPU."""
         if not (torch.is_grad_enabled() and self.step.student.training):
             return self.step(wave, lengths)
         wave, packing = self.step.student.pack(wave, lengths, few_shapes=True)
-        if not self._warm:  # what is compiled and tuned at the first call cannot be recorded
-            self._warm = True
-            return self.step.packed(wave, packing)
+        shared = self._shared = self._shared or self._prepared(wave, packing)
         shape = *wave.shape, len(packing.slots)
-        recording = self._recordings.pop(shape, None) or self._record(wave, packing)
+        recording = self._recordings.pop(shape, None)
+        if recording is None:
+            if len(self._recordings) >= _MOST:
+                del self._recordings[next(iter(self._recordings))]
+            recording = _Recording(self.step, wave, packing, shared)
         self._recordings[shape] = recording  # the last used last
-        assert self._results is not None
-        return recording.replay(wave, packing, self._results)
+        return recording.replay(wave, packing)
 
-    def _record(self, wave: Tensor, packing: Packing) -> _Recording:
-        if self._results is None:
-            torch.cuda.empty_cache()  # recordings share memory of their own; that of the first step is done with
-            self._results = _Results(self.step.student)
-        if len(self._recordings) >= _MOST:
-            del self._recordings[next(iter(self._recordings))]
-        return _Recording(self.step, wave, packing, self._results)
+    def _prepared(self, wave: Tensor, packing: Packing) -> _Shared:
+        """A first step, without consequences: what it compiles and tunes could not be recorded."""
+        shared = _Shared(self.step.student)
+        with torch.random.fork_rng([wave.device]):
+            torch.autograd.grad(self.step.packed(wave, packing).total, shared.parameters, allow_unused=True)
+        packing.forget()
+        gc.collect()  # nothing may be left of its autograd graph, nor of its memory: recordings have some of their own
+        torch.cuda.empty_cache()
+        return shared
 
 
 def replay_refusal(student: DistillerModel, teacher: Encoder, dtype: torch.dtype) -> str | None:
@@ -83,54 +86,66 @@ def _rows(model: Encoder) -> int:
     return model.config.downsample_rate // model.conv_layers[0][2]
 
 
-class _Results:
-    """Where recordings leave what they computed, and the memory they share while they do."""
+class _Shared:
+    """What recordings share: where waveforms are put and gradients left, and their memory in between."""
 
     def __init__(self, student: nn.Module):
         self.parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
         self.memory = torch.cuda.graph_pool_handle()
+        self._wave = torch.empty(0)
+
+    def place_for(self, wave: Tensor) -> Tensor:
+        """A tensor of the shape of ``wave``; its contents are anything."""
+        if self._wave.numel() < wave.numel():
+            self._wave = torch.empty_like(wave).flatten()
+        return self._wave[: wave.numel()].view_as(wave)
 
 
 class _Recording:
     """A step on batches of one shape."""
 
-    def __init__(self, step: PackedDistillation, wave: Tensor, packing: Packing, results: _Results):
-        self._wave, self._packing = wave.clone(), packing
+    def __init__(self, step: PackedDistillation, wave: Tensor, packing: Packing, shared: _Shared):
+        self._wave, self._packing = shared.place_for(wave), packing
         self._graph = torch.cuda.CUDAGraph()
         torch.clear_autocast_cache()  # of weights before the last update
         # Threads that pin memory must not break a recording, nor a kernel that is loaded only now.
-        with torch.cuda.graph(self._graph, results.memory, capture_error_mode="relaxed"):
+        with torch.cuda.graph(self._graph, shared.memory, capture_error_mode="relaxed"):
             loss = step.packed(self._wave, packing)
-            found = torch.autograd.grad(loss.total, results.parameters, allow_unused=True)
-            self._used = [index for index, gradient in enumerate(found) if gradient is not None]
-            torch._foreach_copy_(
-                [results.gradients[index] for index in self._used], [cast(Tensor, found[index]) for index in self._used]
-            )
+            found = torch.autograd.grad(loss.total, shared.parameters, allow_unused=True)
+            triples = zip(shared.parameters, shared.gradients, found, strict=True)
+            used = [(parameter, place, gradient) for parameter, place, gradient in triples if gradient is not None]
+            torch._foreach_copy_([place for _, place, _ in used], [gradient for *_, gradient in used])
             self._values = torch.stack([loss.total.detach(), *loss.parts.values()])
         self._names = list(loss.parts)
+        self._known = [(parameter, place) for parameter, place, _ in used]
         packing.forget()
         torch.clear_autocast_cache()
 
-    def replay(self, wave: Tensor, packing: Packing, results: _Results) -> DistillationLoss:
+    def replay(self, wave: Tensor, packing: Packing) -> DistillationLoss:
         self._wave.copy_(wave)
         self._packing.whole.copy_(packing.whole)
         self._graph.replay()
         total, *parts = self._values.clone().unbind()
-        parameters = [results.parameters[index] for index in self._used]
-        gradients = [results.gradients[index] for index in self._used]
-        total = cast(Tensor, _KnownGradients.apply(total, gradients, *parameters))
+        total = cast(Tensor, _Known.apply(total, total.new_zeros((), requires_grad=True), self._known))
         return DistillationLoss(total, dict(zip(self._names, parts, strict=True)))
 
 
-class _KnownGradients(torch.autograd.Function):
-    """A number, and its gradients with respect to some parameters."""
+class _Known(torch.autograd.Function):
+    """A number whose gradients, with respect to parameters, are known: its backward pass adds them to theirs.
+
+    The parameters stay out of autograd's sight: a node for each of them would bind the next recording, which it does
+    not belong to, to the stream of this one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, value: Tensor, anchor: Tensor, known: list[tuple[nn.Parameter, Tensor]]) -> Tensor:
+        ctx.known = known
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *torch._foreach_mul(ctx.gradients, grad_outputs[0])
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, None]:
+        gradients = torch._foreach_mul([gradient for _, gradient in ctx.known], grad_outputs[0])
+        for (parameter, _), gradient in zip(ctx.known, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return None, None, None
