@@ -22,6 +22,7 @@ from .step import PackedDistillation
 
 _MOST = 128
 """Recordings kept at a time: each takes a few megabytes, and all of them together the memory of one step."""
+_NO_COMPILING = "fail_on_recompile"
 
 
 class ReplayedDistillation:
@@ -41,25 +42,33 @@ class ReplayedDistillation:
         if not (torch.is_grad_enabled() and self.step.student.training):
             return self.step(wave, lengths)
         wave, packing = self.step.student.pack(wave, lengths, few_shapes=True)
-        shared = self._shared = self._shared or self._prepared(wave, packing)
         shape = *wave.shape, len(packing.slots)
-        recording = self._recordings.pop(shape, None)
-        if recording is None:
-            if len(self._recordings) >= _MOST:
-                del self._recordings[next(iter(self._recordings))]
-            recording = _Recording(self.step, wave, packing, shared)
+        recording = self._recordings.pop(shape, None) or self._record(wave, packing)
         self._recordings[shape] = recording  # the last used last
         return recording.replay(wave, packing)
 
-    def _prepared(self, wave: Tensor, packing: Packing) -> _Shared:
-        """A first step, without consequences: what it compiles and tunes could not be recorded."""
-        shared = _Shared(self.step.student)
+    def _record(self, wave: Tensor, packing: Packing) -> _Recording:
+        if len(self._recordings) >= _MOST:
+            del self._recordings[next(iter(self._recordings))]
+        if self._shared is None:
+            self._shared = _Shared(self.step.student)
+            self._prepare(wave, packing, self._shared)
+        try:
+            return _Recording(self.step, wave, packing, self._shared)
+        except RuntimeError as error:
+            if _NO_COMPILING not in str(error):
+                raise
+        self._prepare(wave, packing, self._shared)  # what was compiled so far does not serve this shape
+        return _Recording(self.step, wave, packing, self._shared)
+
+    def _prepare(self, wave: Tensor, packing: Packing, shared: _Shared) -> None:
+        """A step without consequences: what it compiles and tunes could not be recorded."""
         with torch.random.fork_rng([wave.device]):
             torch.autograd.grad(self.step.packed(wave, packing).total, shared.parameters, allow_unused=True)
         packing.forget()
+        torch.clear_autocast_cache()
         gc.collect()  # nothing may be left of its autograd graph, nor of its memory: recordings have some of their own
         torch.cuda.empty_cache()
-        return shared
 
 
 def replay_refusal(student: DistillerModel, teacher: Encoder, dtype: torch.dtype) -> str | None:
@@ -109,18 +118,21 @@ class _Recording:
         self._wave, self._packing = shared.place_for(wave), packing
         self._graph = torch.cuda.CUDAGraph()
         torch.clear_autocast_cache()  # of weights before the last update
-        # Threads that pin memory must not break a recording, nor a kernel that is loaded only now.
-        with torch.cuda.graph(self._graph, shared.memory, capture_error_mode="relaxed"):
-            loss = step.packed(self._wave, packing)
-            found = torch.autograd.grad(loss.total, shared.parameters, allow_unused=True)
-            triples = zip(shared.parameters, shared.gradients, found, strict=True)
-            used = [(parameter, place, gradient) for parameter, place, gradient in triples if gradient is not None]
-            torch._foreach_copy_([place for _, place, _ in used], [gradient for *_, gradient in used])
-            self._values = torch.stack([loss.total.detach(), *loss.parts.values()])
+        # "relaxed": threads that pin memory must not break a recording, nor a kernel that is loaded only now.
+        recording = torch.cuda.graph(self._graph, shared.memory, capture_error_mode="relaxed")
+        try:
+            with torch.compiler.set_stance(_NO_COMPILING), recording:
+                loss = step.packed(self._wave, packing)
+                found = torch.autograd.grad(loss.total, shared.parameters, allow_unused=True)
+                triples = zip(shared.parameters, shared.gradients, found, strict=True)
+                used = [(parameter, place, gradient) for parameter, place, gradient in triples if gradient is not None]
+                torch._foreach_copy_([place for _, place, _ in used], [gradient for *_, gradient in used])
+                self._values = torch.stack([loss.total.detach(), *loss.parts.values()])
+        finally:  # what lies in the recording's memory is for it alone
+            packing.forget()
+            torch.clear_autocast_cache()
         self._names = list(loss.parts)
         self._known = [(parameter, place) for parameter, place, _ in used]
-        packing.forget()
-        torch.clear_autocast_cache()
 
     def replay(self, wave: Tensor, packing: Packing) -> DistillationLoss:
         self._wave.copy_(wave)
