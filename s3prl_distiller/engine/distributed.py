@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+log = logging.getLogger(__name__)
+
 # One process may evaluate or write for long while the others wait; torchrun ends all of them when one dies.
 _PATIENCE = datetime.timedelta(days=1)
+_ENDED = (
+    "another process of this run has ended, so this one cannot go on. If it left no message it was killed, for want of "
+    "memory say. The same command with -a goes on from the newest checkpoint."
+)
 
 
 def start(device: torch.device) -> torch.device:
@@ -76,14 +83,15 @@ def main_first() -> Iterator[None]:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """Raises ConnectionError where another process is no longer there."""
+    """Raises ConnectionError where another process is no longer there; on a GPU this process ends at once."""
     try:
         yield
     except RuntimeError as error:
-        raise ConnectionError(
-            "another process of this run has ended, so this one cannot go on. If it left no message it was killed, for "
-            "want of memory say. The same command with -a goes on from the newest checkpoint."
-        ) from error
+        if "nccl" in str(dist.get_backend_config()):
+            # The GPU waits for that process for ever, and so would every thread that asks this GPU for anything.
+            log.error("error: %s", _ENDED)
+            os._exit(1)
+        raise ConnectionError(_ENDED) from error
 
 
 def share_weights(model: nn.Module) -> None:

@@ -198,3 +198,14 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"4 processes or more, and there are 2 GPUs.*--nproc_per_node"):
         distributed.start(torch.device("cuda"))
+
+
+def test_on_a_gpu_who_misses_another_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To unwind would be to wait for ever: NCCL's kernel never ends."""
+    monkeypatch.setattr(distributed.dist, "get_backend_config", lambda: "cpu:gloo,cuda:nccl")
+    monkeypatch.setattr(distributed.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as end, distributed._others():
+        raise RuntimeError("Connection closed by peer")
+    assert end.value.code == 1 and "another process of this run has ended" in caplog.text and "-a" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_recorded_steps_train_as_others(
 @needs_gpu
 def test_dropout_is_drawn_anew_each_time() -> None:
     pupil, teacher = models("hubert")
-    for module in pupil.modules():
+    for module in pupil.encoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.3
     step = ReplayedDistillation(PackedDistillation(pupil, teacher, contextlib.nullcontext, False))
@@ -125,6 +126,23 @@ def test_the_oldest_recording_makes_room(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @needs_gpu
+def test_memory_is_that_of_the_largest_batch() -> None:
+    taken = []
+    for counts in ([64], [8, 16, 24, 32, 40, 48, 56, 64, 40]):
+        pupil, teacher = models("hubert")
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        step = ReplayedDistillation(PackedDistillation(pupil, teacher, contextlib.nullcontext, False))
+        for count in counts:
+            step(*batch([48_000] * count)).total.backward()
+        torch.cuda.empty_cache()
+        taken.append(torch.cuda.memory_reserved() - before)
+        del step
+    assert taken[1] < 1.3 * taken[0], f"{taken} bytes"
+
+
+@needs_gpu
 def test_judging_is_not_recorded() -> None:
     pupil, teacher = models("hubert")
     step = ReplayedDistillation(PackedDistillation(pupil, teacher, contextlib.nullcontext, False))
@@ -132,6 +150,36 @@ def test_judging_is_not_recorded() -> None:
     with torch.no_grad():
         losses = [step(*batch([16_000, 9_000])).total for _ in range(3)]
     assert not step._recordings and losses[0] == losses[2]
+
+
+def test_recordings_of_smaller_batches_lie_in_the_memory_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger one than all before begins anew. What a GPU would record is left out here."""
+    memories: list[int] = []
+
+    class Recording:
+        def __init__(self, step: Any, wave: Tensor, packing: Any, shared: Any):
+            assert shared.place_for(wave).shape == wave.shape
+            self.memory = shared.memory
+
+        def replay(self, wave: Tensor, packing: Any) -> int:
+            return self.memory
+
+    monkeypatch.setattr(replay, "_Recording", Recording)
+    monkeypatch.setattr(ReplayedDistillation, "_prepare", lambda *_: memories.append(0))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: memories.append(len(memories)) or memories[-1])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    teacher = Encoder(EncoderConfig.from_mapping(SMALL))
+    step: Any = ReplayedDistillation(PackedDistillation(student().train(), teacher, contextlib.nullcontext, False))
+
+    def used(*seconds: float) -> int:
+        lengths = torch.tensor([int(16_000 * s) for s in sorted(seconds, reverse=True)])
+        return step(torch.zeros(len(seconds), int(lengths.max())), lengths)
+
+    assert [used(2, 2), used(2, 1), used(2, 2)] == [1, 1, 1] and len(step._recordings) == 2
+    assert [used(4, 4), used(2, 2), used(4, 1)] == [2, 2, 2] and len(step._recordings) == 3  # longer, and more in all
+    assert [used(*[2] * 4), used(4, 4), used(*[1] * 5)] == [2, 2, 2]  # other shapes, no larger
+    assert used(*[2] * 9) == 3 and len(step._recordings) == 1
+    assert memories == [0, 1, 2, 3]  # a first step once
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,10 @@ class ReplayedDistillation:
         if self._shared is None:
             self._shared = _Shared(self.step.student)
             self._prepare(wave, packing, self._shared)
+        if self._shared.outgrown(wave, packing):
+            torch.cuda.synchronize()
+            self._recordings.clear()
+            self._shared.renew(wave, packing)
         try:
             return _Recording(self.step, wave, packing, self._shared)
         except RuntimeError as error:
@@ -101,13 +105,21 @@ class _Shared:
     def __init__(self, student: nn.Module):
         self.parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
+        self._slots, self._wave = 0, torch.empty(0)
+
+    def outgrown(self, wave: Tensor, packing: Packing) -> bool:
+        """Whether a batch is larger than all before: recorded beside the others it would take memory of its own, since
+        pieces of theirs are too small for it."""
+        return wave.numel() > self._wave.numel() or len(packing.slots) > self._slots
+
+    def renew(self, wave: Tensor, packing: Packing) -> None:
+        """Give up the memory, which no recording may use any more, for some that is large enough."""
+        self._slots = max(self._slots, len(packing.slots))
+        self._wave = wave.new_empty(max(self._wave.numel(), wave.numel()))
         self.memory = torch.cuda.graph_pool_handle()
-        self._wave = torch.empty(0)
 
     def place_for(self, wave: Tensor) -> Tensor:
         """A tensor of the shape of ``wave``; its contents are anything."""
-        if self._wave.numel() < wave.numel():
-            self._wave = torch.empty_like(wave).flatten()
         return self._wave[: wave.numel()].view_as(wave)
 
 
