@@ -8,6 +8,7 @@ import functools
 import gc
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from s3prl_distiller.upstream.distiller.fast import replay
@@ -18,6 +19,9 @@ from s3prl_distiller.upstream.distiller.model import DistillerModel, Encoder
 from s3prl_distiller.upstream.distiller.model_config import EncoderConfig
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from s3prl_distiller.data.loader import Limits, TrainOrder
+from s3prl_distiller.data.utterance import Utterance
 
 from .small import SMALL, student
 from .test_fast import XLSR
@@ -150,6 +154,19 @@ def test_judging_is_not_recorded() -> None:
     with torch.no_grad():
         losses = [step(*batch([16_000, 9_000])).total for _ in range(3)]
     assert not step._recordings and losses[0] == losses[2]
+
+
+def test_batches_of_an_epoch_have_few_shapes() -> None:
+    """Of durations as in read speech, in the paper's batches: no more than are kept, and little larger."""
+    durations = np.random.default_rng(0).lognormal(1.5, 0.5, 20_000).clip(0.6, 30)
+    utterances = [Utterance(str(n), str(n), str(n), duration=float(d)) for n, d in enumerate(durations)]
+    shapes, filled, rooms = set(), 0, 0
+    for batch in TrainOrder(utterances, Limits(250_000, 24, 375.0, 20), 1, 0):
+        samples = [request.samples for request in batch]
+        slots, room = room_for(samples, max(samples), 320)
+        shapes.add((len(samples), slots, room))
+        filled, rooms = filled + sum(-(-n // 320) for n in samples), rooms + room
+    assert 20 < len(shapes) < replay._MOST and filled < rooms < 1.02 * filled
 
 
 def test_recordings_of_smaller_batches_lie_in_the_memory_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
