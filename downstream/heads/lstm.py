@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -73,19 +73,38 @@ def lstm_layer(lengths: Tensor | None, features: Tensor, *weights: Tensor) -> Te
 
 def _run(features: Tensor, *weights: Tensor) -> Tensor:
     """K LSTMs from the first frame to the last, (K, B, T, I) to (K, B, T, H)."""
+    if features.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        half = torch.get_autocast_dtype("cpu")
+        if not cpu_has_lstm_of(half):
+            with torch.autocast("cpu", enabled=False):
+                return _run(*(tensor.float() for tensor in (features, *weights))).to(half)
     inputs = features
     if features.is_cuda and (missing := -features.shape[-1] % _CUDNN_MULTIPLE):
         inputs, weights = F.pad(features, (0, missing)), (F.pad(weights[0], (0, missing)), *weights[1:])
-    zeros = features.new_zeros(1, features.shape[1], weights[1].shape[-1])
     with warnings.catch_warnings():
         # Of weights that are not in one piece: what was just stacked is copied anyway.
         warnings.filterwarnings("ignore", "RNN module weights")
-        outputs = [
-            # With biases, one layer, no dropout, ready for a gradient, one direction, batch first.
-            torch.lstm(own, (zeros, zeros), each, True, 1, 0.0, True, False, True)[0]
-            for own, *each in zip(inputs, *weights, strict=True)
-        ]
-    return torch.stack(outputs)
+        return torch.stack([_one(own, *each) for own, *each in zip(inputs, *weights, strict=True)])
+
+
+def _one(features: Tensor, *weights: Tensor) -> Tensor:
+    """(B, T, I) to (B, T, H)."""
+    zeros = features.new_zeros(1, len(features), weights[1].shape[-1])
+    # With biases, one layer, no dropout, ready for a gradient, one direction, batch first.
+    return torch.lstm(features, (zeros, zeros), weights, True, 1, 0.0, True, False, True)[0]
+
+
+@cache
+def cpu_has_lstm_of(half: torch.dtype) -> bool:
+    """Whether an LSTM runs, and learns, under autocast to ``half`` on this CPU: oneDNN has one for some only."""
+    # Whatever surrounds the call that is the first to ask.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", half):
+        weights = [torch.zeros(4, *inputs, requires_grad=True) for inputs in ((1,), (1,), (), ())]
+        try:
+            _one(torch.zeros(1, 1, 1), *weights).sum().backward()
+        except RuntimeError:
+            return False
+    return True
 
 
 def _backwards(lengths: Tensor | None, batch: int, frames: int) -> Tensor:

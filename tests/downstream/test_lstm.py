@@ -119,15 +119,20 @@ def test_gradient_by_differences(both):
 
 @pytest.mark.parametrize("long", [False, True])
 def test_in_half_precision_it_is_as_near_to_float32_as_nn_lstm(long):
-    """nn.LSTM without packing runs in bfloat16 under autocast; of packed sequences only a GPU's does."""
+    """nn.LSTM without packing runs in bfloat16 under autocast; of packed sequences only a GPU's does.
+
+    On a CPU where it fails, float32 with a rounded output stands in for it.
+    """
     torch.manual_seed(0)
     frames = 400 if long else 20
     features, modules = torch.randn(2, 3, frames, 16, requires_grad=True), make(2, 16, 24, 1, True)
     exact = together(modules, features, None)
     with torch.autocast("cpu", torch.bfloat16):
         found = together(modules, features, None)
+    with torch.autocast("cpu", torch.bfloat16, enabled=lstm.cpu_has_lstm_of(torch.bfloat16)):
         theirs = torch.stack([packed(module, own, None) for module, own in zip(modules, features, strict=True)])
-    assert found.dtype == theirs.dtype == torch.bfloat16
+    theirs = theirs.bfloat16()
+    assert found.dtype == torch.bfloat16
     assert 0 < (found - exact).norm() <= 1.2 * (theirs - exact).norm()
     leaves = [features, *(parameter for module in modules for parameter in module.parameters())]
     of_output = torch.randn(exact.shape)
@@ -135,6 +140,20 @@ def test_in_half_precision_it_is_as_near_to_float32_as_nn_lstm(long):
     for w, g, o in zip(wanted, got, other, strict=True):
         assert g.dtype == torch.float32
         assert (g - w).norm() <= 1.2 * (o - w).norm() + 0.005 * w.norm()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_cpu_without_lstms_of_half_precision_computes_in_float32(half, monkeypatch):
+    monkeypatch.setattr(lstm, "cpu_has_lstm_of", lambda half: False)
+    torch.manual_seed(0)
+    modules, lengths = make(2, 4, 6, 1, True), torch.tensor([3, 7])
+    features = torch.randn(2, 2, 8, 4).to(half)  # as a linear layer before gives them
+    with torch.autocast("cpu", half):
+        found = together(modules, features, lengths)
+    assert found.dtype == half
+    assert torch.equal(found, together(modules, features.float(), lengths).to(half))
+    found.sum().backward()
+    assert all(parameter.grad.any() for module in modules for parameter in module.parameters())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -70,6 +70,8 @@ def both(model: DistillerModel, lengths: list[int]) -> tuple[DistillerOutput, Di
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_frames_are_those_of_the_plain_path(kind: str) -> None:
     model = student(**KINDS[kind])
+    # The normalised convolutions of data2vec's positions amplify rounding: either path is 1.3e-5 off float64 on AVX2.
+    tolerance = 4e-5 if kind == "data2vec" else 1e-5
     with torch.no_grad():
         plain, fast = both(model, LENGTHS)
     assert plain.predictions is not None and fast.predictions is not None
@@ -77,7 +79,7 @@ def test_packed_frames_are_those_of_the_plain_path(kind: str) -> None:
     pairs += list(zip(plain.hidden_states, fast.hidden_states, strict=True))
     pairs += list(zip(plain.predictions.unbind(1), fast.predictions.unbind(1), strict=True))
     for one, other in pairs:
-        torch.testing.assert_close(content(one, plain.frames), other[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(content(one, plain.frames), other[0], atol=tolerance, rtol=1e-5)
     assert torch.equal(plain.frames, fast.frames)
 
 
