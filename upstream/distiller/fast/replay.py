@@ -48,13 +48,13 @@ class ReplayedDistillation:
         return recording.replay(wave, packing)
 
     def _record(self, wave: Tensor, packing: Packing) -> _Recording:
+        torch.cuda.synchronize()  # none of the recordings that are given up may be under way
         if len(self._recordings) >= _MOST:
             del self._recordings[next(iter(self._recordings))]
         if self._shared is None:
             self._shared = _Shared(self.step.student)
             self._prepare(wave, packing, self._shared)
         if self._shared.outgrown(wave, packing):
-            torch.cuda.synchronize()
             self._recordings.clear()
             self._shared.renew(wave, packing)
         try:
