@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from s3prl_distiller.upstream.distiller.encoder import same_length_conv
 from s3prl_distiller.upstream.distiller.fast.packing import room_for
@@ -138,6 +138,7 @@ def test_a_step_with_room_is_that_without() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(samples=st.lists(st.integers(400, 60_000), min_size=1, max_size=30))
+@example([719] * 1000)  # three slots for one frame
 def test_few_shapes_are_little_larger(samples: list[int]) -> None:
     model = Encoder(EncoderConfig.from_mapping(SMALL))
     padded, room = room_for(samples, max(samples), 320)
@@ -147,6 +148,7 @@ def test_few_shapes_are_little_larger(samples: list[int]) -> None:
     assert wave.shape[1] == padded * 320 < max(samples) + 65 * 320
     assert packing.frames.back.max() + 1 == packing.bounds[len(samples)] == packing.counted.sum()
     assert packing.bounds[-1] == room and packing.bounds.diff().min() >= 0
+    assert packing.bounds.diff().max() <= packing.longest == padded
     assert packing.slot_owners.bincount().cumsum(0).tolist() == packing.slot_ends.tolist()
 
 

@@ -57,10 +57,6 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return torch.where(index[:, None] < 0, 0, x.index_select(0, index.clamp_min(0)))
 
 
-_FILLERS = 8
-"""Utterances that filling frames are laid out as: none is then longer than attention expects."""
-
-
 @dataclass(frozen=True)
 class Packing:
     """Where the frames of B utterances, V in all and T of the longest, lie.
@@ -178,7 +174,9 @@ def pack(
         ends[-1] = room
         content = _extended(content[0], more_frames, -1), _extended(content[1], more_slots, -1)
         rectangle = _extended(rectangle[0], more_frames, -1), rectangle[1]
-        bounds = np.append(bounds, bounds[-1] + more_frames * np.arange(1, _FILLERS + 1) // _FILLERS)
+        # So many fillers that none is longer than T: they have the room's excess, and what slots are more than frames.
+        fillers = 2 + len(slots) // 4
+        bounds = np.append(bounds, bounds[-1] + more_frames * np.arange(1, fillers + 1) // fillers)
     whole, parts = _sent((heard, bounds, filled, ends, owners, *content, *rectangle), device)
     lengths, bounds, filled, ends, owners, *layouts = parts
     return Packing(
