@@ -62,7 +62,7 @@ def main() -> int:
     add("--head-steps", type=int, default=600, help="of each CTC head")
     add("--jobs", type=int, default=3, help="runs at a time, on each GPU if there are some")
     args = parser.parse_args()
-    places = [str(place) for place in range(torch.cuda.device_count())] or [""]
+    places = machine.visible_gpus(torch.device("cuda")) or [""]
     args.places = queue.Queue()
     for place in places * args.jobs:
         args.places.put(place)

@@ -118,20 +118,20 @@ def losses(args: argparse.Namespace) -> str:
         KILLED: f"{several} GPUs, one killed after step {killed['step']}, then 1 GPU",
     }
     steps = sorted(curves[ONE])
-    text = (
-        f"\n## Losses\nHeld-out loss by step, {args.teacher.name} to 2 layers, batches of 24 for all GPUs together.\n"
-    )
+    text = "\n## Losses\n"
+    text += f"Held-out loss by step, {args.teacher.name} to 2 layers, 24 utterances for all GPUs together.\n"
     text += f"\n| step | {' | '.join(map(str, steps))} |\n|{'---|' * (len(steps) + 1)}\n"
     for name, curve in curves.items():
         text += f"| {titles[name]} | {' | '.join(f'{curve[step]:.4f}' for step in steps)} |\n"
     train = {name: [line["loss"] for line in lines(args.work / name, "train")] for name in curves}
     apart = {name: max(abs(a / b - 1) for a, b in zip(train[name], train[ONE], strict=True)) for name in train}
-    text += (
-        f"\nTraining loss, means of 10 steps, at most so far from that of 1 GPU: {several} GPUs {apart[SEVERAL]:.1%}, "
-    )
-    text += f"with one killed {apart[KILLED]:.1%}, another seed {apart[OTHER_SEED]:.1%}.\n"
+    text += "\nTraining loss, means of 10 steps, at most so far from that of 1 GPU: "
+    text += f"{several} GPUs {apart[SEVERAL]:.1%}, with one killed {apart[KILLED]:.1%}, "
+    text += f"another seed {apart[OTHER_SEED]:.1%}.\n"
     text += f"\n## A process that is killed\n`kill -9` of one of {several}: the command ended after "
-    text += f"{killed['seconds']:.1f} s with exit status {killed['status']} and\n> {killed['said']}\n\n"
+    text += (
+        f"{killed['seconds']:.1f} s with exit status {killed['status']} and\n> {killed['said'] or 'said nothing'}\n\n"
+    )
     text += f"The same command with `-a` and 1 GPU went on after step {killed['from']}.\n"
     return text
 
@@ -186,7 +186,7 @@ def start(
     if gpus > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", *command]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(first, first + gpus)))
+    environment["CUDA_VISIBLE_DEVICES"] = ",".join(machine.visible_gpus(torch.device("cuda"))[first : first + gpus])
     whole = os.sched_getaffinity(0)
     share = len(whole) // max(args.gpus)
     os.sched_setaffinity(0, sorted(whole)[first * share : (first + gpus) * share] or whole)
@@ -210,10 +210,9 @@ def done(folder: Path) -> bool:
 def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Of a run's log; a last one may not be whole yet."""
     path = folder / "log.jsonl"
-    whole = (
-        [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
-    )
-    return [line for line in map(json.loads, whole) if line["kind"] == kind]
+    text = path.read_text() if path.exists() else ""
+    found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [line for line in found if line["kind"] == kind]
 
 
 if __name__ == "__main__":

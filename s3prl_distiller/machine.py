@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,16 @@ def device_name(device: torch.device) -> str:
             if key.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or "CPU"
+
+
+def visible_gpus(device: torch.device) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that may be used; none on a CPU."""
+    if device.type != "cuda":
+        return []
+    count = torch.cuda.device_count()
+    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = seen[:count] or [str(number) for number in range(count)]
+    return names if device.index is None else names[device.index : device.index + 1]
 
 
 def utterance(seconds: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ import torch
 import s3prl_distiller
 from s3prl_distiller import checkpoint
 from s3prl_distiller.data.config import cores
+from s3prl_distiller.machine import visible_gpus
 
 from .common import log_to
 from .runs import choose_device, refuse_torchrun
@@ -133,7 +134,7 @@ def _run_here(args: argparse.Namespace, folder: Path) -> int:
     device = choose_device(args.device)
     launch = _module("launch")
     benchmark = _prepare(args, folder)
-    gpus = _gpus(device)
+    gpus = visible_gpus(device)
     # Recurrent heads, which take longest, gain nothing from a second thread.
     at_once = args.jobs or (1 if gpus else max(1, min(cores(), len(benchmark.pending))))
     slots = _slots(device, gpus, at_once)
@@ -274,16 +275,6 @@ def _measurements(benchmark: Any) -> list[Any]:
         if not (place / cost).is_file():
             jobs.append(launch.Job(upstream.label, command, place, place / cost))
     return jobs
-
-
-def _gpus(device: torch.device) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs that may be used; none on a CPU."""
-    if device.type != "cuda":
-        return []
-    count = torch.cuda.device_count()
-    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    names = seen[:count] or [str(number) for number in range(count)]
-    return names if device.index is None else names[device.index : device.index + 1]
 
 
 def _slots(device: torch.device, gpus: list[str], jobs: int) -> list[dict[str, str]]:

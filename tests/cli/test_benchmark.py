@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from s3prl_distiller import machine
 from s3prl_distiller.cli import benchmark as command
 
 from .conftest import BUNDLE, Commands, Finished
@@ -188,14 +189,14 @@ def test_places_for_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     for seen, names in (("", ["0", "1"]), ("5,MIG-1a", ["5", "MIG-1a"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-        assert command._gpus(cuda) == names
+        assert machine.visible_gpus(cuda) == names
     slots = command._slots(cuda, ["5", "MIG-1a"], 2)
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["5", "MIG-1a", "5", "MIG-1a"]
     assert {slot["OMP_NUM_THREADS"] for slot in slots} == {"4"}
     # --device cuda:1 is passed on as it is: the number counts among those that are seen.
-    assert command._gpus(torch.device("cuda:1")) == ["MIG-1a"]
+    assert machine.visible_gpus(torch.device("cuda:1")) == ["MIG-1a"]
     assert command._slots(torch.device("cuda:1"), ["MIG-1a"], 1) == [{}]
-    assert command._gpus(cpu) == [] and command._slots(cpu, [], 1) == [{}]
+    assert machine.visible_gpus(cpu) == [] and command._slots(cpu, [], 1) == [{}]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert command._slots(cpu, [], 2) == [{}, {}]
 

@@ -1,4 +1,4 @@
-"""Steps that are recorded on a GPU give the losses, gradients and weights of steps that are not."""
+"""Steps that are replayed on a GPU give the losses, gradients and weights of steps that are not."""
 
 from __future__ import annotations
 
@@ -79,17 +79,17 @@ def trained(step: Any, pupil: DistillerModel, batches: list[list[int]], autocast
     ("kind", "dtype", "compiled"),
     [("hubert", torch.float32, False), ("hubert", torch.bfloat16, True), ("xlsr", torch.bfloat16, False)],
 )
-def test_recorded_steps_train_as_others(
+def test_replayed_steps_train_as_others(
     kind: str, dtype: torch.dtype, compiled: bool, batches: list[list[int]]
 ) -> None:
     autocast = functools.partial(torch.autocast, "cuda", dtype=dtype, enabled=dtype != torch.float32)
     pupil, teacher = models(kind)
     other, other_teacher = copy.deepcopy(pupil), copy.deepcopy(teacher)
     assert replay_refusal(pupil, teacher, dtype) is None
-    recorded = ReplayedDistillation(PackedDistillation(pupil, teacher, autocast, compiled))
+    replayed = ReplayedDistillation(PackedDistillation(pupil, teacher, autocast, compiled))
     plain = PackedDistillation(other, other_teacher, autocast, compiled)
     before = torch.backends.cuda.matmul.fp32_precision
-    found = trained(recorded, pupil, batches, autocast)
+    found = trained(replayed, pupil, batches, autocast)
     expected = trained(plain, other, batches, autocast)
     assert before == torch.backends.cuda.matmul.fp32_precision
     bound = 1e-4 if dtype == torch.float32 else 3e-2
@@ -99,7 +99,7 @@ def test_recorded_steps_train_as_others(
         for name, value in two.items():
             size = largest if name.startswith("gradient") else float(value.norm())
             assert float((one[name] - value).norm()) <= bound * size, f"{name} of batch {index}"
-    assert len(recorded._recordings) == len({(len(b), *room_for(b, max(b), 320)) for b in batches})
+    assert len(replayed._graphs) == len({(len(b), *room_for(b, max(b), 320)) for b in batches})
 
 
 @needs_gpu
@@ -118,13 +118,13 @@ def test_dropout_is_drawn_anew_each_time() -> None:
 
 
 @needs_gpu
-def test_the_oldest_recording_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_graph_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "_MOST", 2)
     pupil, teacher = models("hubert")
     step = ReplayedDistillation(PackedDistillation(pupil, teacher, contextlib.nullcontext, False))
     for count in (1, 1, 2, 1, 3, 4, 1):
         step(*batch([16_000] * count))
-        kept = [shape[0] for shape in step._recordings]
+        kept = [shape[0] for shape in step._graphs]
         assert len(kept) <= 2
     assert kept == [4, 1]
 
@@ -147,13 +147,13 @@ def test_memory_is_that_of_the_largest_batch() -> None:
 
 
 @needs_gpu
-def test_judging_is_not_recorded() -> None:
+def test_judging_is_not_captured() -> None:
     pupil, teacher = models("hubert")
     step = ReplayedDistillation(PackedDistillation(pupil, teacher, contextlib.nullcontext, False))
     pupil.eval()
     with torch.no_grad():
         losses = [step(*batch([16_000, 9_000])).total for _ in range(3)]
-    assert not step._recordings and losses[0] == losses[2]
+    assert not step._graphs and losses[0] == losses[2]
 
 
 def test_batches_of_an_epoch_have_few_shapes() -> None:
@@ -169,11 +169,11 @@ def test_batches_of_an_epoch_have_few_shapes() -> None:
     assert 20 < len(shapes) < replay._MOST and filled < rooms < 1.02 * filled
 
 
-def test_recordings_of_smaller_batches_lie_in_the_memory_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A larger one than all before begins anew. What a GPU would record is left out here."""
+def test_graphs_of_smaller_batches_lie_in_the_memory_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger one than all before begins anew. What a GPU would capture is left out here."""
     memories: list[int] = []
 
-    class Recording:
+    class Graph:
         def __init__(self, step: Any, wave: Tensor, packing: Any, shared: Any):
             assert shared.place_for(wave).shape == wave.shape
             self.memory = shared.memory
@@ -181,7 +181,7 @@ def test_recordings_of_smaller_batches_lie_in_the_memory_of_the_largest(monkeypa
         def replay(self, wave: Tensor, packing: Any) -> int:
             return self.memory
 
-    monkeypatch.setattr(replay, "_Recording", Recording)
+    monkeypatch.setattr(replay, "_StepGraph", Graph)
     monkeypatch.setattr(ReplayedDistillation, "_prepare", lambda *_: memories.append(0))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: memories.append(len(memories)) or memories[-1])
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -192,10 +192,10 @@ def test_recordings_of_smaller_batches_lie_in_the_memory_of_the_largest(monkeypa
         lengths = torch.tensor([int(16_000 * s) for s in sorted(seconds, reverse=True)])
         return step(torch.zeros(len(seconds), int(lengths.max())), lengths)
 
-    assert [used(2, 2), used(2, 1), used(2, 2)] == [1, 1, 1] and len(step._recordings) == 2
-    assert [used(4, 4), used(2, 2), used(4, 1)] == [2, 2, 2] and len(step._recordings) == 3  # longer, and more in all
+    assert [used(2, 2), used(2, 1), used(2, 2)] == [1, 1, 1] and len(step._graphs) == 2
+    assert [used(4, 4), used(2, 2), used(4, 1)] == [2, 2, 2] and len(step._graphs) == 3  # longer, and more in all
     assert [used(*[2] * 4), used(4, 4), used(*[1] * 5)] == [2, 2, 2]  # other shapes, no larger
-    assert used(*[2] * 9) == 3 and len(step._recordings) == 1
+    assert used(*[2] * 9) == 3 and len(step._graphs) == 1
     assert memories == [0, 1, 2, 3]  # a first step once
 
 
@@ -208,7 +208,7 @@ def test_recordings_of_smaller_batches_lie_in_the_memory_of_the_largest(monkeypa
         (XLSR, torch.float32, "the first layer's products"),
     ],
 )
-def test_what_cannot_be_recorded(options: dict[str, Any], dtype: torch.dtype, reason: str) -> None:
+def test_what_cannot_be_captured(options: dict[str, Any], dtype: torch.dtype, reason: str) -> None:
     options = dict(options)
     checkpointing = options.pop("gradient_checkpointing", False)
     pupil = student(**options)

@@ -43,7 +43,7 @@ class TaskConfig:
     loss_on_padding: bool = False  # let padded frames carry loss, as s3prl does
     fast: bool = True  # no work on padding, convolutions as products: the plain path's numbers, where they fit
     compile: bool = True  # on a GPU, compile parts of the fast path, which takes about the first minute
-    replay: bool = True  # on a GPU, record the kernels of each shape of a batch once, and launch them as one
+    replay: bool = True  # on a GPU, capture the step of each shape of a batch as a CUDA graph, launched as one
 
 
 @dataclass
