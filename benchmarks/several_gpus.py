@@ -129,9 +129,8 @@ def losses(args: argparse.Namespace) -> str:
     text += f"{several} GPUs {apart[SEVERAL]:.1%}, with one killed {apart[KILLED]:.1%}, "
     text += f"another seed {apart[OTHER_SEED]:.1%}.\n"
     text += f"\n## A process that is killed\n`kill -9` of one of {several}: the command ended after "
-    text += (
-        f"{killed['seconds']:.1f} s with exit status {killed['status']} and\n> {killed['said'] or 'said nothing'}\n\n"
-    )
+    text += f"{killed['seconds']:.1f} s with exit status {killed['status']}; the others said:\n"
+    text += f"> {killed['said'] or 'nothing'}\n\n"
     text += f"The same command with `-a` and 1 GPU went on after step {killed['from']}.\n"
     return text
 
