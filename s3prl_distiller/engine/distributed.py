@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -51,6 +51,12 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def end() -> NoReturn:
+    """Say that another process is gone, and end at once: to unwind would be to wait for a GPU that never answers."""
+    log.error("error: %s", _ENDED)
+    os._exit(1)
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -88,9 +94,7 @@ def _others() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "nccl" in str(dist.get_backend_config()):
-            # The GPU waits for that process for ever, and so would every thread that asks this GPU for anything.
-            log.error("error: %s", _ENDED)
-            os._exit(1)
+            end()
         raise ConnectionError(_ENDED) from error
 
 

@@ -35,6 +35,7 @@ from .state import (
     trainer_state,
 )
 from .update import Updates
+from .watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def train(
                 distributed.wait()
 
     saved = resume
-    with contextlib.closing(run_log), _Stop() as stop:
+    with contextlib.closing(run_log), _Stop() as stop, Watch():
         if position.step == 0:
             evaluate()
         meter = _Meter(position, members)
