@@ -17,7 +17,7 @@ from s3prl_distiller.engine.randomness import seed
 
 from . import benchmark, measure
 from .common import log_to, run_command
-from .runs import add_options, joined, refuse_torchrun, starting_point
+from .runs import add_options, join, refuse_torchrun, starting_point
 
 log = logging.getLogger(__name__)
 
@@ -85,15 +85,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.mode == "measure":
         return measure.measure(args)
     core, names = _module("run"), _module("s3prl_names")
-    with joined(args.device) as device:
-        if args.downstream:
-            args.downstream, args.config = names.task_name(args.downstream, args.config)
-            core.task_class(args.downstream)
-        if args.mode == "train":
-            return _train(args, core, device)
-        if args.mode == "evaluate":
-            return _evaluate(args, core, device)
-        return _infer(args, core, device)
+    device = join(args.device)
+    if args.downstream:
+        args.downstream, args.config = names.task_name(args.downstream, args.config)
+        core.task_class(args.downstream)
+    if args.mode == "train":
+        return _train(args, core, device)
+    if args.mode == "evaluate":
+        return _evaluate(args, core, device)
+    return _infer(args, core, device)
 
 
 def _train(args: argparse.Namespace, core: Any, device: Any) -> int:

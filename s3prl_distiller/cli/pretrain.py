@@ -19,7 +19,7 @@ from s3prl_distiller.engine import distributed, estimate, train
 from s3prl_distiller.engine.randomness import seed
 
 from .common import log_to, run_command
-from .runs import add_options, agree, joined, starting_point
+from .runs import add_options, agree, join, starting_point
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     module = registry.find("upstream", args.upstream, "pretrain_expert")
-    with joined(args.device) as device:
-        return _train(args, module, device)
+    return _train(args, module, join(args.device))
 
 
 def _train(args: argparse.Namespace, module: ModuleType, device: torch.device) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -97,8 +95,7 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-@contextmanager
-def joined(device: str | None) -> Iterator[torch.device]:
+def join(device: str | None) -> torch.device:
     """The device of this process, which works with those that torchrun started with it, if it did.
 
     All but the main one are silent but for errors.
@@ -109,10 +106,7 @@ def joined(device: str | None) -> Iterator[torch.device]:
     own = distributed.start(choose_device(device))
     if not distributed.is_main():
         logging.getLogger("s3prl_distiller").setLevel(logging.ERROR)
-    try:
-        yield own
-    finally:
-        distributed.stop()
+    return own
 
 
 def refuse_torchrun() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import logging
 import os
@@ -24,7 +25,7 @@ _ENDED = (
 
 
 def start(device: torch.device) -> torch.device:
-    """Join the other processes where torchrun started several; the device of this one.
+    """Join the other processes where torchrun started several; the device of this one. They part at exit.
 
     Raises:
         ValueError: there are more processes than GPUs on this machine.
@@ -42,6 +43,8 @@ def start(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     # What the CPUs tell one another goes past the GPUs: nobody waits for queued work, and a dead process is noticed.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    # Not before an error is printed: NCCL may wait for the others, who end only because they hear of this one's.
+    atexit.register(stop)
     return device
 
 

@@ -26,24 +26,21 @@ from s3prl_distiller.engine.watch import Watch
 
 distributed.start(torch.device("cpu"))
 todo = sys.argv[1].split(",")[distributed.rank()]
-try:
-    with Watch():
-        print("watching", flush=True)
-        if todo == "wait":
-            lock = threading.Lock()
-            lock.acquire()
-            while True:
-                try:
-                    lock.acquire()
-                except BaseException:
-                    pass
-        if todo == "fail":
-            raise ValueError("of its own")
-        if todo == "late":
-            time.sleep(1.0)
-    print("left", flush=True)
-finally:
-    distributed.stop()
+with Watch():
+    print("watching", flush=True)
+    if todo == "wait":
+        lock = threading.Lock()
+        lock.acquire()
+        while True:
+            try:
+                lock.acquire()
+            except BaseException:
+                pass
+    if todo == "fail":
+        raise ValueError("of its own")
+    if todo == "late":
+        time.sleep(1.0)
+print("left", flush=True)
 """
 
 

@@ -99,7 +99,8 @@ def test_replayed_steps_train_as_others(
         for name, value in two.items():
             size = largest if name.startswith("gradient") else float(value.norm())
             assert float((one[name] - value).norm()) <= bound * size, f"{name} of batch {index}"
-    assert len(replayed._graphs) == len({(len(b), *room_for(b, max(b), 320)) for b in batches})
+    shapes = {(len(b), *room_for(b, max(b), 320)) for b in batches}
+    assert 0 < len(replayed._graphs) <= len(shapes) < len(batches)  # those before the largest are given up
 
 
 @needs_gpu
