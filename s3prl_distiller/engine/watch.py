@@ -27,7 +27,7 @@ class Watch:
     """
 
     def __enter__(self) -> Watch:
-        self._leaving, self._silent = threading.Event(), threading.Lock()
+        self._leaving, self._once = threading.Event(), threading.Lock()
         if distributed.world() > 1:
             self._group: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
             self._thread = threading.Thread(target=self._listen, name="watch", daemon=True)
@@ -42,7 +42,7 @@ class Watch:
             self._thread.join(None if error is None else GRACE)
 
     def _tell(self, message: float) -> None:
-        if not self._silent.acquire(blocking=False):
+        if not self._once.acquire(blocking=False):
             return  # it was told already, and no longer listens
         with suppress(RuntimeError):  # who is gone need not be told
             dist.send(torch.tensor(message), (distributed.rank() - 1) % distributed.world(), group=self._group)

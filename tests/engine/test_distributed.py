@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +11,7 @@ import torch
 
 from s3prl_distiller.engine import distributed
 
-ROOT = Path(__file__).resolve().parents[2]
+from .processes import ends, start
 
 # Each process runs this with the number of processes around it, and leaves what it saw in a file.
 WORKER = """
@@ -98,21 +94,8 @@ with open(sys.argv[1], "w") as file:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(2):
-        around = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **{name: str(value) for name, value in around.items()}}
-        command = [sys.executable, "-c", WORKER, str(folder / f"{rank}.json")]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+    ended = ends(start(WORKER, [str(folder / f"{rank}.json") for rank in range(2)]))
+    assert [status for status, _, _ in ended] == [0, 0], "\n".join(errors for *_, errors in ended)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from s3prl_distiller.engine.watch import GRACE
 
-ROOT = Path(__file__).resolve().parents[2]
+from .processes import ends, start
 
-# What it is to do is the last argument, for each process by its rank. A lock that is never free stands for the GPU:
-# neither signals nor other processes' messages reach who waits for it.
+# The argument is what it is to do. A lock that is never free stands for the GPU: neither signals nor messages of other
+# processes reach who waits for it.
 WORKER = """
-import os, sys, threading, time
+import sys, threading, time
 import torch
 from s3prl_distiller.engine import distributed
 from s3prl_distiller.engine.watch import Watch
 
 distributed.start(torch.device("cpu"))
-todo = sys.argv[1].split(",")[distributed.rank()]
+todo = sys.argv[1]
 with Watch():
     print("watching", flush=True)
     if todo == "wait":
@@ -44,34 +39,9 @@ print("left", flush=True)
 """
 
 
-def start(*todo: str) -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(len(todo)):
-        around = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(todo), "MASTER_PORT": port}
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        environment |= {name: str(value) for name, value in around.items()}
-        command = [sys.executable, "-c", WORKER, ",".join(todo)]
-        pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
-    return started
-
-
-def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit status, output and errors of each."""
-    try:
-        said = [process.communicate(timeout=60) for process in processes]
-        return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
-
-
 def test_who_is_killed_is_missed_by_all() -> None:
     """By its neighbour in the ring and by the others, at about the same time."""
-    processes = start("wait", "wait", "wait")
+    processes = start(WORKER, ["wait", "wait", "wait"])
     for process in processes:
         assert process.stdout is not None and process.stdout.readline() == "watching\n"
     processes[1].send_signal(signal.SIGKILL)
@@ -85,7 +55,7 @@ def test_who_is_killed_is_missed_by_all() -> None:
 
 
 def test_a_failure_is_told_by_who_failed_and_missed_by_who_waits() -> None:
-    (waiting, failed) = ends(start("wait", "fail"))
+    (waiting, failed) = ends(start(WORKER, ["wait", "fail"]))
     assert failed[0] == 1 and "ValueError: of its own" in failed[2] and "another process" not in failed[2]
     assert waiting[0] == 1 and "another process of this run has ended" in waiting[2]
 
@@ -93,6 +63,6 @@ def test_a_failure_is_told_by_who_failed_and_missed_by_who_waits() -> None:
 @pytest.mark.parametrize("todo", [("fail", "fail"), ("leave", "late", "leave"), ("late", "leave")])
 def test_who_leaves_by_itself_is_not_missed(todo: tuple[str, ...]) -> None:
     """Neither those that fail for one reason nor those that are done, one later than another."""
-    for status, out, errors in ends(start(*todo)):
+    for status, out, errors in ends(start(WORKER, todo)):
         assert "another process" not in errors
         assert (status, "left\n" in out) == ((1, False) if "fail" in todo else (0, True)), errors
