@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import sys
 import types
@@ -18,8 +19,18 @@ def load_hub() -> types.ModuleType:
 
     s3prl 0.4.18 asks torchaudio, while it is imported, for two things that torchaudio 2.9 dropped. What s3prl's
     upstreams need of them is nothing, so stand-ins that fail when called let it import.
+
+    Raises:
+        ValueError: torchaudio is built for another torch than the one that is installed.
     """
-    import torchaudio
+    try:
+        import torchaudio
+    except (ImportError, OSError, RuntimeError) as error:
+        torch, audio = (importlib.metadata.version(name) for name in ("torch", "torchaudio"))
+        raise ValueError(
+            f"torchaudio {audio} does not load beside torch {torch}: install two that belong together, "
+            "pip install torch==2.11.0 torchaudio==2.11.0"
+        ) from error
 
     if not hasattr(torchaudio, "set_audio_backend"):
         # s3prl calls this at import time, where choosing a backend has no meaning any more.

@@ -90,6 +90,17 @@ def test_what_torchaudio_dropped_says_so_when_called():
             getattr(torchaudio.sox_effects, name)(torch.zeros(1, 10), 16_000, [])
 
 
+def test_a_torchaudio_of_another_torch_is_named(tmp_path: Path):
+    """On the command line too, before any time is spent."""
+    (tmp_path / "torchaudio.py").write_text("raise OSError('Could not load this library: libtorchaudio.so')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(CHECKOUT)])}
+    command = [sys.executable, str(CHECKOUT / "run_pretrain.py"), "-u", "distiller", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: torchaudio 2.11.0 does not load beside torch 2.11.0" in done.stderr
+    assert "pip install torch==2.11.0 torchaudio==2.11.0" in done.stderr
+
+
 # Nothing but what torch.hub does may put the checkout on the path: an install of it is taken off first.
 TORCH_HUB = """
 import sys
