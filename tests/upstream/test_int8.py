@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3prl_distiller.upstream.distiller.fast import int8
 from s3prl_distiller.upstream.distiller.fast import int8_kernels as kernels
 from s3prl_distiller.upstream.distiller.fast.int8 import Int8FeedForward, Int8Linear, Int8RowConv, front_end_on_cpu
 from s3prl_distiller.upstream.distiller.fast.threads import blocks_alone, in_parallel
@@ -35,6 +36,23 @@ def check(out: np.ndarray, scales: np.ndarray, rows: Tensor, kernel: int, stride
     bound = expected.abs().amax(1).clamp_min(1e-12) / 127
     torch.testing.assert_close(torch.from_numpy(scales), bound, rtol=1e-5, atol=1e-8)
     assert (out[:, expected.shape[1] :] == 7).all()
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_processors_without_products_of_int8_give_the_same(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    """As wide as the widest layer, at the largest values: more than a float32 counts up to."""
+    monkeypatch.setattr(int8, "_multiplies_int8", lambda: has)
+    torch.manual_seed(0)
+    linear, extreme = nn.Linear(3072, 48), torch.full((3, 3072), 0.5)
+    nn.init.constant_(linear.weight, 0.25)
+    rows = torch.cat([torch.randn(5, 3072), extreme])
+    torch.testing.assert_close(Int8Linear(linear)(rows)[5:], linear(extreme), rtol=1e-5, atol=1e-4)
+    with torch.no_grad():
+        nn.init.normal_(linear.weight)
+    assert F.cosine_similarity(Int8Linear(linear)(rows), linear(rows)).min() > 0.999
+    assert (
+        int8._multiplied(Int8Linear(linear), np.ones((2, 3072), np.int8), np.ones(2, np.float32))[0].dtype
+    ) == np.int32
 
 
 @settings(max_examples=40, deadline=None)

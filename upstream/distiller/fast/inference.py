@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ from .int8 import Int8Attention, Int8FeedForward, Int8Linear, Int8RowConv, Int8S
 from .packing import Packing
 from .products import JointAttention, OverlapAdd, RowConv
 from .threads import blocks_alone
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 
@@ -127,6 +130,9 @@ class Inference:
 def prepared(model: DistillerModel, precision: str) -> DistillerModel:
     """A copy for inference, its parts replaced. What stays as it is shares the model's weights in float32."""
     dtype = activations(model, precision)
+    on_cpu = not next(model.parameters()).is_cuda
+    if precision == "bfloat16" and on_cpu and not torch.cpu.get_capabilities().get("avx512_f", True):
+        log.warning("precision=bfloat16 is many times slower than float32 on this processor, which has no AVX-512")
     weights = list(model.parameters()) if dtype == torch.float32 else []
     fast = copy.deepcopy(model, cast(dict[int, Any], {id(weight): weight for weight in weights})).eval()
     plain, (first, *others) = model.feature_extractor.blocks[0], fast.feature_extractor.blocks
